@@ -1,0 +1,3 @@
+//! The `stp` command.
+
+fn main() {}

@@ -1,0 +1,95 @@
+//! The storage under a volume: the only floor that reads and writes it.
+//!
+//! - A [`Medium`] moves whole units between a [`Place`] and a buffer that it owns meanwhile; it never
+//!   looks inside them.
+//! - Submitting never blocks; completions come back by [`Medium::poll`], in any order.
+//! - A read returns what some write put there, whole or in pieces, now or a while ago: the floors above
+//!   validate, order and repeat.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use stp_format::{Geometry, Place, SeatId, UnitBuf};
+
+/// Ties a completion to its operation; the caller chooses it, unique among those under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
+
+/// One transfer.
+#[derive(Debug)]
+pub enum Op {
+    /// Fills the whole buffer from a place.
+    Read {
+        /// From where.
+        place: Place,
+        /// Its length says how much.
+        buf: UnitBuf,
+    },
+    /// Writes the first `units` units of a buffer to a place. The buffer is shared because a segment is
+    /// kept until it is acknowledged.
+    Write {
+        /// To where.
+        place: Place,
+        /// The bytes; nobody changes them while the write is under way.
+        data: Arc<UnitBuf>,
+        /// How many units of `data`, from its front.
+        units: usize,
+        /// Complete only when the bytes would survive a loss of power (`O_DSYNC`, FUA).
+        durable: bool,
+    },
+}
+
+/// How a transfer ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// Which.
+    pub id: OpId,
+    /// A read's buffer, filled if `result` is good; `None` for a write.
+    pub buf: Option<UnitBuf>,
+    /// What happened. After an error the bytes on the volume are unknown: old, new, or mixed.
+    pub result: std::io::Result<()>,
+}
+
+/// A storage object that several nodes share.
+pub trait Medium: Send {
+    /// Tells the medium the volume's measures; before that only [`Place::Superblock`] can be reached.
+    fn set_geometry(&mut self, geometry: Geometry);
+
+    /// Bytes of the storage object, as it says now.
+    fn size_bytes(&self) -> std::io::Result<u64>;
+
+    /// Takes an operation. What cannot even be started completes with an error; a place outside the
+    /// volume completes with [`std::io::ErrorKind::InvalidInput`].
+    fn submit(&mut self, id: OpId, op: Op);
+
+    /// Hands everything submitted to the storage. Call once after a batch of [`Medium::submit`].
+    fn kick(&mut self);
+
+    /// The next finished operation, if there is one. Never blocks.
+    fn poll(&mut self) -> Option<Completion>;
+
+    /// Readable when [`Medium::poll`] has something; `None` if operations complete within
+    /// [`Medium::kick`].
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Operations that it works on side by side; more are queued.
+    fn depth(&self) -> usize;
+
+    /// Tries to hold a seat for as long as the medium lives, by a lock that the storage keeps for all
+    /// hosts, so that a taker need not wait out the longest write.
+    fn lock_seat(&mut self, seat: SeatId) -> std::io::Result<SeatLock>;
+
+    /// What it is, for people: `"file, O_DIRECT, io_uring"`.
+    fn describe(&self) -> String;
+}
+
+/// What came of [`Medium::lock_seat`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeatLock {
+    /// Held now, until the medium is dropped or its process dies.
+    Held,
+    /// Somebody else holds it: that node is alive.
+    Busy,
+    /// This storage has no locks that all hosts respect: use the timed claim.
+    Unsupported,
+}
