@@ -31,8 +31,8 @@ pub const SEATS_MAX: u16 = 128;
 pub const SEATS_MIN: u16 = 2;
 /// Socket control blocks in one unit of a socket table.
 pub const SCBS_PER_UNIT: usize = 31;
-/// Units of one copy of the socket table at most: 4123 sockets a seat.
-const TABLE_UNITS_MAX: u64 = 133;
+/// Units of one copy of the socket table at most: 3720 sockets a seat.
+const TABLE_UNITS_MAX: u64 = 120;
 /// Part of a seat's area that its table may take, both copies together.
 const TABLE_SHARE: u64 = 12;
 /// Units of an extent where space allows: 256 KiB.
@@ -187,7 +187,10 @@ impl Geometry {
         while extent_units >= EXTENT_UNITS_MIN {
             let first = head_units.next_multiple_of(extent_units);
             let area = (size_bytes / unit).saturating_sub(first) / u64::from(seats);
-            let table_units = (area / (2 * TABLE_SHARE)).clamp(1, TABLE_UNITS_MAX);
+            let spare = area.saturating_sub(extents_min * extent_units) / 2;
+            let table_units = (area / (2 * TABLE_SHARE))
+                .min(spare)
+                .clamp(1, TABLE_UNITS_MAX);
             let extents =
                 (area.saturating_sub(2 * table_units) / extent_units).min(u64::from(u16::MAX));
             // Below three times the least, smaller extents share the space out better.
@@ -356,7 +359,7 @@ mod tests {
         let geometry = Geometry::plan(256 << 20, 16).unwrap();
         assert_eq!(usize::from(geometry.extent_units) * UNIT_BYTES, 256 << 10);
         assert!(geometry.extents >= 3 * 16 + 12, "{geometry:?}");
-        assert!(geometry.scbs() >= 4000, "{geometry:?}");
+        assert!(geometry.scbs() >= 3700, "{geometry:?}");
     }
 
     #[test]

@@ -10,10 +10,21 @@
 
 extern crate alloc;
 
+pub mod damage;
 pub mod geometry;
 pub mod ids;
+pub mod layout;
+pub mod seat;
+pub mod segment;
+pub mod superblock;
+pub mod table;
 pub mod unit;
 
-pub use geometry::{Geometry, GeometryError, Place};
+pub use damage::{Damage, FORMAT_VERSION};
+pub use geometry::{Geometry, GeometryError, Place, Ring};
 pub use ids::{Epoch, GroupName, Incarnation, NameError, SeatId, Seq, SystemName, VolumeId};
+pub use seat::{LinkEntry, SeatCounters, SeatRecord, SeatState, SeatTimings};
+pub use segment::{Frame, FrameBody, SegmentBuilder, SegmentInfo, StreamKey};
+pub use superblock::Superblock;
+pub use table::{Scb, ScbState, TableUnit};
 pub use unit::{UNIT_BYTES, UnitBuf};

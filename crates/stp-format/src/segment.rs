@@ -1,0 +1,424 @@
+//! Segments and frames: what travels.
+//!
+//! - A segment is written once, in one slot; written again, it has the same bytes.
+//! - Its checksum covers everything from behind the checksum to the segment's end, so that a new head
+//!   with an old tail is found out, in whichever order the pieces land.
+//! - Frames start at multiples of eight bytes and never cross the segment's end.
+//! - Where a frame speaks of a position in a stream, it is a byte offset from the stream's start.
+
+use crate::damage::{Damage, FORMAT_VERSION, SEAL_BYTES, checksum};
+use crate::ids::{Epoch, Incarnation, SeatId, Seq, VolumeId};
+use crate::layout::record;
+use crate::unit::UnitBuf;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+/// First bytes of a segment.
+pub const SEGMENT_MAGIC: [u8; 8] = *b"STPsegm\n";
+/// Bytes of a segment's head.
+pub const SEGMENT_HEAD_BYTES: usize = 128;
+/// Bytes of a frame's head.
+pub const FRAME_HEAD_BYTES: usize = 24;
+/// Frames start at multiples of this.
+pub const FRAME_ALIGN: usize = 8;
+
+record! {
+    /// The head of a segment; frames follow.
+    struct SegmentHead[128] {
+        /// `STPsegm\n`
+        magic: [u8; 8],
+        /// XXH3-64 of the segment from here to `len`
+        checksum: U64,
+        /// format version
+        version: U16,
+        /// bit 0: wants an acknowledgement
+        flags: U16,
+        /// writer's seat
+        writer: U16,
+        /// reader's seat
+        reader: U16,
+        /// the volume's identity
+        volume: [u8; 16],
+        /// writer's incarnation
+        writer_incarnation: U64,
+        /// incarnation of the reader that is addressed
+        reader_incarnation: U64,
+        /// number of the link's session
+        epoch: U32,
+        /// session of the reverse link that `acked_seq` speaks of; 0: none
+        acked_epoch: U32,
+        /// the segment's number
+        seq: U64,
+        /// last segment of the reverse link that was taken in
+        acked_seq: U64,
+        /// bytes of the segment, this head included
+        len: U32,
+        /// number of frames
+        frames: U32,
+        /// zero; room for an authentication tag
+        reserved: [u8; 40],
+    }
+}
+const _: () = assert!(size_of::<SegmentHead>() == SEGMENT_HEAD_BYTES);
+
+record! {
+    /// The head of a frame; `len` bytes follow, then zeros up to a multiple of eight.
+    struct FrameHead[24] {
+        /// 1 open, 2 accept, 3 data, 4 credit, 5 urgent, 6 fin, 7 reset
+        kind: u8,
+        /// bit 0: the segment's writer opened this stream
+        flags: u8,
+        /// zero
+        reserved: U16,
+        /// bytes that follow
+        len: U32,
+        /// the stream's number, given by its opener
+        stream: U64,
+        /// open, accept, credit: bytes the other side may send in all; data: offset of the first byte; urgent: offset behind the urgent byte; fin: length of the stream; reset: reason
+        value: U64,
+    }
+}
+const _: () = assert!(size_of::<FrameHead>() == FRAME_HEAD_BYTES);
+
+record! {
+    /// What follows the head of an open frame.
+    struct OpenBytes[8] {
+        /// port asked for
+        to_port: U16,
+        /// opener's port
+        from_port: U16,
+        /// zero
+        reserved: U32,
+    }
+}
+
+/// A segment's head, checked for its form, not for its checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Writer's seat.
+    pub writer: SeatId,
+    /// Reader's seat.
+    pub reader: SeatId,
+    /// Writer's incarnation.
+    pub writer_incarnation: Incarnation,
+    /// The addressed incarnation of the reader.
+    pub reader_incarnation: Incarnation,
+    /// Session of this link.
+    pub epoch: Epoch,
+    /// The segment's number.
+    pub seq: Seq,
+    /// Session of the reverse link that `acked_seq` speaks of.
+    pub acked_epoch: Epoch,
+    /// Last reverse segment taken in.
+    pub acked_seq: Seq,
+    /// Whether the writer waits for an acknowledgement.
+    pub wants_ack: bool,
+}
+
+/// A stream's name on its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamKey {
+    /// Whether the segment's *writer* opened it.
+    pub by_writer: bool,
+    /// Number given by the opener, never reused within its incarnation.
+    pub number: u64,
+}
+
+/// One step of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameBody<'a> {
+    /// The writer asks for a connection.
+    Open {
+        /// To which port.
+        to_port: u16,
+        /// From which port.
+        from_port: u16,
+        /// Bytes that the answerer may send at first.
+        credit: u64,
+    },
+    /// The connection is in the listener's queue.
+    Accept {
+        /// Bytes that the opener may send at first.
+        credit: u64,
+    },
+    /// Bytes of the stream.
+    Data {
+        /// Offset of the first.
+        offset: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// More may be sent.
+    Credit {
+        /// In all, from the stream's start.
+        limit: u64,
+    },
+    /// There is an urgent byte.
+    Urgent {
+        /// Offset behind it.
+        offset: u64,
+    },
+    /// No byte follows.
+    Fin {
+        /// The stream's length.
+        offset: u64,
+    },
+    /// The stream is over, at once.
+    Reset {
+        /// Why; see `docs/PROTOCOL.md`.
+        reason: u64,
+    },
+}
+
+/// A frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Of which stream.
+    pub key: StreamKey,
+    /// What.
+    pub body: FrameBody<'a>,
+}
+
+/// A segment that is being filled.
+#[derive(Debug)]
+pub struct SegmentBuilder {
+    buf: UnitBuf,
+    len: usize,
+    limit: usize,
+    frames: u32,
+}
+
+impl SegmentBuilder {
+    /// Fills `buf`, whatever it held before.
+    pub fn new(buf: UnitBuf) -> Self {
+        let limit = buf.len();
+        Self {
+            buf,
+            len: SEGMENT_HEAD_BYTES,
+            limit,
+            frames: 0,
+        }
+    }
+
+    /// Whether it has no frame yet.
+    pub fn is_empty(&self) -> bool {
+        self.frames == 0
+    }
+
+    /// Bytes used so far.
+    pub fn used_bytes(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of data that one more data frame could carry.
+    pub fn data_room(&self) -> usize {
+        self.limit.saturating_sub(self.len + FRAME_HEAD_BYTES) / FRAME_ALIGN * FRAME_ALIGN
+    }
+
+    /// Appends a frame; `false`, and nothing done, if it does not fit.
+    pub fn push(&mut self, frame: &Frame<'_>) -> bool {
+        let key = frame.key;
+        let open;
+        let (kind, value, payload): (u8, u64, &[u8]) = match frame.body {
+            FrameBody::Open {
+                to_port,
+                from_port,
+                credit,
+            } => {
+                open = OpenBytes {
+                    to_port: to_port.into(),
+                    from_port: from_port.into(),
+                    reserved: 0.into(),
+                };
+                (1, credit, open.as_bytes())
+            }
+            FrameBody::Accept { credit } => (2, credit, &[]),
+            FrameBody::Data { offset, bytes } => (3, offset, bytes),
+            FrameBody::Credit { limit } => (4, limit, &[]),
+            FrameBody::Urgent { offset } => (5, offset, &[]),
+            FrameBody::Fin { offset } => (6, offset, &[]),
+            FrameBody::Reset { reason } => (7, reason, &[]),
+        };
+        let padded = payload.len().next_multiple_of(FRAME_ALIGN);
+        if self.len + FRAME_HEAD_BYTES + padded > self.limit {
+            return false;
+        }
+        let start = self.len + FRAME_HEAD_BYTES;
+        self.buf.bytes_mut()[start..start + payload.len()].copy_from_slice(payload);
+        self.finish_frame(kind, key, value, payload.len());
+        true
+    }
+
+    /// Room for a data frame's bytes, to be filled in place; then call [`SegmentBuilder::commit_data`].
+    pub fn data_space(&mut self, bytes_max: usize) -> &mut [u8] {
+        let start = self.len + FRAME_HEAD_BYTES;
+        let end = start + bytes_max.min(self.data_room());
+        self.buf.bytes_mut().get_mut(start..end).unwrap_or_default()
+    }
+
+    /// Makes the first `bytes` of the last [`SegmentBuilder::data_space`] a data frame.
+    pub fn commit_data(&mut self, key: StreamKey, offset: u64, bytes: usize) {
+        debug_assert!(bytes <= self.data_room());
+        self.finish_frame(3, key, offset, bytes.min(self.data_room()));
+    }
+
+    fn finish_frame(&mut self, kind: u8, key: StreamKey, value: u64, payload: usize) {
+        let head = FrameHead {
+            kind,
+            flags: u8::from(key.by_writer),
+            reserved: 0.into(),
+            len: (payload as u32).into(),
+            stream: key.number.into(),
+            value: value.into(),
+        };
+        let start = self.len + FRAME_HEAD_BYTES;
+        let end = start + payload.next_multiple_of(FRAME_ALIGN);
+        let bytes = self.buf.bytes_mut();
+        bytes[self.len..start].copy_from_slice(head.as_bytes());
+        bytes[start + payload..end].fill(0);
+        self.len = end;
+        self.frames += 1;
+    }
+
+    /// Puts head and checksum on. The buffer and the number of its units that count.
+    pub fn seal(mut self, volume: VolumeId, info: &SegmentInfo) -> (UnitBuf, usize) {
+        let mut head = SegmentHead::new_zeroed();
+        head.magic = SEGMENT_MAGIC;
+        head.version = FORMAT_VERSION.into();
+        head.flags = u16::from(info.wants_ack).into();
+        head.writer = info.writer.0.into();
+        head.reader = info.reader.0.into();
+        head.volume = volume.0;
+        head.writer_incarnation = info.writer_incarnation.0.into();
+        head.reader_incarnation = info.reader_incarnation.0.into();
+        head.epoch = info.epoch.0.into();
+        head.acked_epoch = info.acked_epoch.0.into();
+        head.seq = info.seq.0.into();
+        head.acked_seq = info.acked_seq.0.into();
+        head.len = (self.len as u32).into();
+        head.frames = self.frames.into();
+        let units = UnitBuf::units_for(self.len);
+        let end = units * crate::unit::UNIT_BYTES;
+        let bytes = self.buf.bytes_mut();
+        bytes[..SEGMENT_HEAD_BYTES].copy_from_slice(head.as_bytes());
+        bytes[self.len..end].fill(0);
+        let sum = checksum(&bytes[SEAL_BYTES..self.len]).to_le_bytes();
+        bytes[8..SEAL_BYTES].copy_from_slice(&sum);
+        (self.buf, units)
+    }
+}
+
+/// The head at the front of `bytes`, form and volume checked, and the segment's length in bytes. The
+/// checksum is not looked at: the tail may not have been read yet.
+pub fn peek_segment(bytes: &[u8], volume: VolumeId) -> Result<(SegmentInfo, usize), Damage> {
+    let length = Damage::Length(bytes.len() as u64);
+    let (head, _) = SegmentHead::ref_from_prefix(bytes).map_err(|_| length)?;
+    if head.magic != SEGMENT_MAGIC {
+        let blank = head.magic.iter().all(|b| *b == 0);
+        return Err(if blank { Damage::Blank } else { Damage::Magic });
+    }
+    if head.version != FORMAT_VERSION {
+        return Err(Damage::Version(head.version.get()));
+    }
+    if head.volume != volume.0 {
+        return Err(Damage::Volume(VolumeId(head.volume)));
+    }
+    let len = head.len.get() as usize;
+    if len < SEGMENT_HEAD_BYTES || !len.is_multiple_of(FRAME_ALIGN) {
+        return Err(Damage::Length(len as u64));
+    }
+    let info = SegmentInfo {
+        writer: SeatId(head.writer.get()),
+        reader: SeatId(head.reader.get()),
+        writer_incarnation: Incarnation(head.writer_incarnation.get()),
+        reader_incarnation: Incarnation(head.reader_incarnation.get()),
+        epoch: Epoch(head.epoch.get()),
+        seq: Seq(head.seq.get()),
+        acked_epoch: Epoch(head.acked_epoch.get()),
+        acked_seq: Seq(head.acked_seq.get()),
+        wants_ack: head.flags.get() & 1 != 0,
+    };
+    Ok((info, len))
+}
+
+/// A whole segment at the front of `bytes`: head, checksum, and its frames to walk through.
+pub fn decode_segment(bytes: &[u8], volume: VolumeId) -> Result<(SegmentInfo, Frames<'_>), Damage> {
+    let (info, len) = peek_segment(bytes, volume)?;
+    let bytes = bytes.get(..len).ok_or(Damage::Length(len as u64))?;
+    if bytes[8..SEAL_BYTES] != checksum(&bytes[SEAL_BYTES..]).to_le_bytes() {
+        return Err(Damage::Checksum);
+    }
+    let (head, _) = SegmentHead::ref_from_prefix(bytes).map_err(|_| Damage::Length(len as u64))?;
+    Ok((
+        info,
+        Frames {
+            bytes,
+            at: SEGMENT_HEAD_BYTES,
+            left: head.frames.get(),
+        },
+    ))
+}
+
+/// The frames of a segment. A frame of impossible form ends the walk with an error: its writer is
+/// broken, since the checksum was right.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    left: u32,
+}
+
+impl<'a> Frames<'a> {
+    fn step(&mut self) -> Result<Frame<'a>, Damage> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let (head, rest) =
+            FrameHead::ref_from_prefix(rest).map_err(|_| Damage::Field("segment.frames"))?;
+        let len = head.len.get() as usize;
+        let payload = rest.get(..len).ok_or(Damage::Field("frame.len"))?;
+        self.at += FRAME_HEAD_BYTES + len.next_multiple_of(FRAME_ALIGN);
+        let value = head.value.get();
+        let body = match head.kind {
+            1 => {
+                let open =
+                    OpenBytes::ref_from_bytes(payload).map_err(|_| Damage::Field("frame.len"))?;
+                FrameBody::Open {
+                    to_port: open.to_port.get(),
+                    from_port: open.from_port.get(),
+                    credit: value,
+                }
+            }
+            3 if len > 0 => FrameBody::Data {
+                offset: value,
+                bytes: payload,
+            },
+            _ if len > 0 => return Err(Damage::Field("frame.len")),
+            2 => FrameBody::Accept { credit: value },
+            4 => FrameBody::Credit { limit: value },
+            5 => FrameBody::Urgent { offset: value },
+            6 => FrameBody::Fin { offset: value },
+            7 => FrameBody::Reset { reason: value },
+            _ => return Err(Damage::Field("frame.kind")),
+        };
+        let key = StreamKey {
+            by_writer: head.flags & 1 != 0,
+            number: head.stream.get(),
+        };
+        Ok(Frame { key, body })
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<Frame<'a>, Damage>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let step = self.step();
+        if step.is_err() {
+            self.left = 0;
+        }
+        Some(step)
+    }
+}
