@@ -1,1 +1,4 @@
 //! stp-host
+
+pub mod control;
+pub mod rendezvous;

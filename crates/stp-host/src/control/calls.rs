@@ -1,0 +1,144 @@
+//! The calls that a program makes to its engine, whichever way it reaches it.
+//!
+//! - [`Calls`] has two implementations: the handle of an engine inside this process, and the
+//!   [`Client`](super::Client) of one shared by the host. Both behave alike.
+//! - Every method may be called from many threads at once; a call that waits delays no other.
+//! - A call to an engine that is gone answers with an error, never by waiting for ever.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stp_format::SystemName;
+
+/// One stream's name between a program and its engine.
+///
+/// An engine never uses a token twice, and two engines of one host practically never share one:
+/// an engine that is asked for a token that it did not give answers [`Verdict::Reset`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StreamToken(pub u64);
+
+impl fmt::Display for StreamToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What an engine knows about the peer's direction of a stream whose bytes have all been handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Nothing has ended it.
+    Open,
+    /// The peer finished it in order.
+    Clean,
+    /// It broke; the text says how, as the end of a sentence.
+    Reset(String),
+}
+
+/// A connection that stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    /// Its name in further calls.
+    pub token: StreamToken,
+    /// The port of this end.
+    pub local_port: u16,
+}
+
+/// Why a connection did not come to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConnectFailure {
+    /// The group has no such system.
+    UnknownSystem,
+    /// The system is known, but none of its nodes is alive.
+    SystemDead,
+    /// Nobody listens there.
+    Refused,
+    /// No answer in time.
+    TimedOut,
+    /// Every local port is taken.
+    NoPort,
+    /// The socket table of this node's seat is full.
+    TooManyStreams,
+    /// The peer answered with a reset; the text says how, as the end of a sentence.
+    Reset(String),
+    /// The engine is gone; the text says which and what to do.
+    EngineGone(String),
+    /// The engine could not do it; the text says why.
+    Failed(String),
+}
+
+/// How a peer's life is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// Its heart beats.
+    Up,
+    /// It has missed a beat.
+    Suspect,
+    /// Its lease is over.
+    Dead,
+    /// It left in order.
+    Left,
+}
+
+/// Another node of the group, as this engine sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its seat.
+    pub seat: u16,
+    /// Its system.
+    pub system: String,
+    /// Its life's number.
+    pub incarnation: u64,
+    /// How it is judged.
+    pub state: PeerState,
+    /// The ports that its programs listen on.
+    pub ports: Vec<u16>,
+}
+
+/// What a program asks of its engine.
+pub trait Calls: Send + Sync {
+    /// Publishes `port`; connections to it are delivered to the listening Unix socket at `path`.
+    /// Returns when it is on the volume.
+    fn listen(&self, port: u16, path: &Path) -> io::Result<()>;
+
+    /// Withdraws `port`.
+    fn unlisten(&self, port: u16);
+
+    /// Opens a stream to `port` of `to`. `socket` is the engine's end of the program's socket pair.
+    /// With `raw`, the end of that socket is the end of the stream, without [`Calls::mark_clean`].
+    /// `None` waits as long as the engine itself does.
+    fn connect(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        raw: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Connected, ConnectFailure>;
+
+    /// Says that the end of the program's bytes, which the engine is about to see, is meant.
+    /// When it returns, the engine knows.
+    fn mark_clean(&self, token: StreamToken);
+
+    /// What became of the peer's direction.
+    fn verdict(&self, token: StreamToken) -> Verdict;
+
+    /// Resets the stream at once.
+    fn abort(&self, token: StreamToken);
+
+    /// Every other node that this engine knows.
+    fn peers(&self) -> io::Result<Vec<Peer>>;
+
+    /// A report for people and tools, as JSON; `topic` is one of the engine's own words.
+    fn report(&self, topic: &str) -> io::Result<String> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("this engine has no report on {topic:?}"),
+        ))
+    }
+}

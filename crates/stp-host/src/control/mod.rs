@@ -1,0 +1,11 @@
+//! How a program and an engine talk: the calls, and their way over `engine.sock`.
+//!
+//! - One control connection a process; its calls are multiplexed by number, so that one that waits
+//!   delays no other.
+//! - Every message is one SEQPACKET datagram of JSON within a named limit; descriptors travel beside it.
+//! - Both ends check who the other is before the first call ([`peer`]).
+//! - What a peer sends is input: it can be refused, never make an engine panic.
+
+mod calls;
+
+pub use calls::{Calls, ConnectFailure, Connected, Peer, PeerState, StreamToken, Verdict};

@@ -1,0 +1,18 @@
+//! The run directory: where the programs and engines of one host meet.
+//!
+//! - It belongs to one user and is closed to everybody else (0700); anything else is refused.
+//! - `<run-dir>/host-id` identifies the host, made once.
+//! - `<run-dir>/<volume>/<system>/` holds `engine.sock`, `engine.lock`, `ports/` and `seats/`.
+//! - What a crashed process leaves behind is told from what is alive by the kernel alone: a lock that
+//!   can be taken, or a socket that nobody holds. Nothing here trusts a process id or a time.
+//! - A path too long for a socket address is reached through its directory's descriptor.
+
+mod names;
+mod path;
+mod ports;
+mod run_dir;
+
+pub use names::{PeerName, PeerNameKind};
+pub use path::SocketPath;
+pub use ports::{EPHEMERAL_PORTS, PortSocket};
+pub use run_dir::{FileLock, RunDir, RunDirError, SystemDir};
