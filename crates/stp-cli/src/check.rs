@@ -1,0 +1,16 @@
+//! `stp check`: verifies every record of a volume.
+
+use crate::{CliError, Global};
+
+/// Options of `stp check`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The device or file
+    #[arg(value_name = "VOL")]
+    pub volume: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(_global: &Global, _args: Args) -> Result<(), CliError> {
+    Err(CliError::new("check: not built yet"))
+}
