@@ -5,6 +5,26 @@
 //! - Submitting never blocks; completions come back by [`Medium::poll`], in any order.
 //! - A read returns what some write put there, whole or in pieces, now or a while ago: the floors above
 //!   validate, order and repeat.
+//! - `unsafe` lives in `uring.rs`, `mapped.rs` and `sys.rs` only.
+//!
+//! [`open`] gives the medium for a [`VolumeSpec`]; [`local`] is the in-process reference; [`trace`] and
+//! [`fault`] are mediums around mediums; [`conformance`] is what all of them pass.
+#![deny(unsafe_code)]
+
+pub mod conformance;
+mod direct;
+pub mod fault;
+pub mod local;
+mod lock;
+mod mapped;
+mod pool;
+mod spec;
+mod storage;
+mod sys;
+pub mod trace;
+mod uring;
+
+pub use spec::{Access, IoChoice, Kind, OpenError, OpenOptions, SpecError, VolumeSpec, open};
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -65,7 +85,8 @@ pub trait Medium: Send {
     /// Hands everything submitted to the storage. Call once after a batch of [`Medium::submit`].
     fn kick(&mut self);
 
-    /// The next finished operation, if there is one. Never blocks.
+    /// The next finished operation, if there is one. Never blocks. Call it until it has none: operations
+    /// beyond [`Medium::depth`] start when those before them were taken out.
     fn poll(&mut self) -> Option<Completion>;
 
     /// Readable when [`Medium::poll`] has something; `None` if operations complete within
@@ -81,6 +102,44 @@ pub trait Medium: Send {
 
     /// What it is, for people: `"file, O_DIRECT, io_uring"`.
     fn describe(&self) -> String;
+}
+
+impl<M: Medium + ?Sized> Medium for Box<M> {
+    fn set_geometry(&mut self, geometry: Geometry) {
+        (**self).set_geometry(geometry);
+    }
+
+    fn size_bytes(&self) -> std::io::Result<u64> {
+        (**self).size_bytes()
+    }
+
+    fn submit(&mut self, id: OpId, op: Op) {
+        (**self).submit(id, op);
+    }
+
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        (**self).poll()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).wait_fd()
+    }
+
+    fn depth(&self) -> usize {
+        (**self).depth()
+    }
+
+    fn lock_seat(&mut self, seat: SeatId) -> std::io::Result<SeatLock> {
+        (**self).lock_seat(seat)
+    }
+
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
 }
 
 /// What came of [`Medium::lock_seat`].

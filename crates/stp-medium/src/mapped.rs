@@ -1,0 +1,229 @@
+//! The medium over memory that processes of one kernel share: a file on tmpfs or hugetlbfs, mapped.
+//!
+//! - Operations complete within [`Medium::kick`], in order.
+//! - The map is only ever seen as atomic words, which are copied out or in: a peer's write in the middle of a
+//!   copy gives mixed bytes and nothing worse. The copies are what the floors above check.
+//! - Each [`Medium::kick`] first asks whether the file still has all its pages. If not (somebody truncated it or
+//!   punched a hole), `pread` and `pwrite` serve instead, and errors are errors: access through the map could
+//!   end in `SIGBUS`. A truncation between that question and the copies behind it, a window of
+//!   microseconds, is not survived.
+//! - Nothing here outlives a loss of power, durable or not.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use stp_format::{Geometry, SeatId};
+
+use crate::storage::{Writable, locate};
+use crate::{Completion, Medium, Op, OpId, SeatLock, lock};
+
+/// Operations handed over between two kicks beyond which nothing is gained.
+const DEPTH: usize = 64;
+const WORD_BYTES: usize = size_of::<u64>();
+
+pub(crate) struct Mapped {
+    file: Arc<File>,
+    map: Map,
+    geometry: Option<Geometry>,
+    writable: Writable,
+    submitted: VecDeque<(OpId, Op)>,
+    done: VecDeque<Completion>,
+}
+
+impl Mapped {
+    pub(crate) fn new(file: Arc<File>, writable: Writable) -> io::Result<Self> {
+        let map = Map::new(&file, writable)?;
+        Ok(Self {
+            file,
+            map,
+            geometry: None,
+            writable,
+            submitted: VecDeque::new(),
+            done: VecDeque::new(),
+        })
+    }
+
+    fn transfer(&self, op: &mut Op, pages_whole: bool) -> io::Result<()> {
+        let (offset, len) = locate(self.geometry.as_ref(), op, self.writable)?;
+        let through_map = pages_whole && self.map.holds(offset, len);
+        match op {
+            Op::Read { buf, .. } => {
+                let into = &mut buf.bytes_mut()[..len];
+                if through_map {
+                    self.map.copy_out(offset as usize, into);
+                    Ok(())
+                } else {
+                    self.file.read_exact_at(into, offset)
+                }
+            }
+            Op::Write { data, .. } => {
+                let from = &data.bytes()[..len];
+                if through_map {
+                    self.map.copy_in(offset as usize, from);
+                    Ok(())
+                } else if offset + len as u64 > self.file.metadata()?.len() {
+                    // A plain write would make the file grow again, with a hole in it.
+                    Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the volume has become shorter than its geometry says",
+                    ))
+                } else {
+                    self.file.write_all_at(from, offset)
+                }
+            }
+        }
+    }
+}
+
+impl Medium for Mapped {
+    fn set_geometry(&mut self, geometry: Geometry) {
+        self.geometry = Some(geometry);
+    }
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn submit(&mut self, id: OpId, op: Op) {
+        self.submitted.push_back((id, op));
+    }
+
+    fn kick(&mut self) {
+        if self.submitted.is_empty() {
+            return;
+        }
+        let pages_whole = self.file.metadata().is_ok_and(|found| {
+            found.len() >= self.map.len as u64 && found.blocks() * 512 >= self.map.len as u64
+        });
+        while let Some((id, mut op)) = self.submitted.pop_front() {
+            let result = self.transfer(&mut op, pages_whole);
+            let buf = match op {
+                Op::Read { buf, .. } => Some(buf),
+                Op::Write { .. } => None,
+            };
+            self.done.push_back(Completion { id, buf, result });
+        }
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        self.done.pop_front()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn depth(&self) -> usize {
+        DEPTH
+    }
+
+    fn lock_seat(&mut self, seat: SeatId) -> io::Result<SeatLock> {
+        if self.writable == Writable::No {
+            return Ok(SeatLock::Unsupported);
+        }
+        lock::lock_seat(&self.file, seat)
+    }
+
+    fn describe(&self) -> String {
+        "mapped memory, one kernel".into()
+    }
+}
+
+/// A shared map of the whole file.
+struct Map {
+    start: NonNull<u8>,
+    /// A multiple of the word.
+    len: usize,
+}
+
+// SAFETY: the map belongs to the process, not to a thread; every access goes through atomics.
+unsafe impl Send for Map {}
+
+impl Map {
+    fn new(file: &File, writable: Writable) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let len = len / WORD_BYTES * WORD_BYTES;
+        if len == 0 {
+            // Nothing to map; every transfer fails as a read behind the end does.
+            return Ok(Self {
+                start: NonNull::dangling(),
+                len,
+            });
+        }
+        let protection = match writable {
+            Writable::Yes => ProtFlags::READ | ProtFlags::WRITE,
+            Writable::No => ProtFlags::READ,
+        };
+        // SAFETY: a new map at an address that the kernel chooses disturbs no other memory.
+        let start = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                MapFlags::SHARED,
+                file,
+                0,
+            )?
+        };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len })
+    }
+
+    fn holds(&self, offset: u64, len: usize) -> bool {
+        offset
+            .checked_add(len as u64)
+            .is_some_and(|end| end <= self.len as u64)
+    }
+
+    /// The words of a byte range whose bounds are multiples of the word.
+    fn words(&self, offset: usize, len: usize) -> &[AtomicU64] {
+        assert!(offset.is_multiple_of(WORD_BYTES) && self.holds(offset as u64, len));
+        // SAFETY: the range was checked to lie in the map, whose start is page-aligned; the map lives as long as
+        // `self`. All accesses of this program are atomic and of this size; writes of other processes are
+        // outside its memory model and can give any value, which an integer may have.
+        unsafe {
+            let start = self.start.as_ptr().add(offset).cast();
+            std::slice::from_raw_parts(start, len / WORD_BYTES)
+        }
+    }
+
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let words = self.words(offset, into.len());
+        for (bytes, word) in into.chunks_exact_mut(WORD_BYTES).zip(words) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        // What is read after this copy is not older than the copy.
+        fence(Ordering::Acquire);
+    }
+
+    fn copy_in(&self, offset: usize, from: &[u8]) {
+        // Who sees this copy also sees what was written before it.
+        fence(Ordering::Release);
+        let words = self.words(offset, from.len());
+        for (bytes, word) in from.chunks_exact(WORD_BYTES).zip(words) {
+            let mut value = [0; WORD_BYTES];
+            value.copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: this is the whole map that `new` made; nobody holds a pointer into it any more.
+            if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
+                tracing::warn!(%error, "a map could not be taken down");
+            }
+        }
+    }
+}
