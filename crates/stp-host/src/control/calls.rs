@@ -103,8 +103,9 @@ pub struct Peer {
 /// What a program asks of its engine.
 pub trait Calls: Send + Sync {
     /// Publishes `port`; connections to it are delivered to the listening Unix socket at `path`.
-    /// Returns when it is on the volume.
-    fn listen(&self, port: u16, path: &Path) -> io::Result<()>;
+    /// With `raw`, the end of such a connection's socket is the end of the stream, without
+    /// [`Calls::mark_clean`]. Returns when it is on the volume.
+    fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()>;
 
     /// Withdraws `port`.
     fn unlisten(&self, port: u16);

@@ -9,6 +9,7 @@ use rustix::net::SocketAddrUnix;
 use stp_format::SystemName;
 
 /// What fits into a socket address after the leading zero.
+#[cfg(test)]
 const NAME_BYTES_MAX: usize = 107;
 
 /// Who holds the connecting end.

@@ -127,7 +127,7 @@ fn named(path: &Path, error: io::Error) -> io::Error {
 
 /// Whether a process holds the socket at `path`. A datagram socket asks: the kernel looks for the holder
 /// first and finds the wrong type second, so that no connection comes of it.
-pub(crate) fn is_held(path: &Path) -> io::Result<bool> {
+pub(super) fn is_held(path: &Path) -> io::Result<bool> {
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let probe = socket_with(family, SocketType::DGRAM, flags, None)?;
     match connect(&probe, SocketPath::new(path)?.address()) {

@@ -10,6 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use stp_format::{SystemName, VolumeId};
 
+use super::ports::is_held;
+
 /// How often a `host-id` that is not yet whole is read again.
 const HOST_ID_TRIES_MAX: u32 = 50;
 
@@ -278,6 +280,23 @@ impl SystemDir {
     /// The listening socket of `port`.
     pub fn port_socket(&self, port: u16) -> PathBuf {
         self.path.join("ports").join(format!("{port}.sock"))
+    }
+
+    /// The ports that a process of this system holds now, in order.
+    pub fn ports(&self) -> io::Result<Vec<u16>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.path.join("ports"))? {
+            let name = entry?.file_name();
+            let port = name.to_str().and_then(|name| name.strip_suffix(".sock"));
+            let Some(port) = port.and_then(|port| port.parse::<u16>().ok()) else {
+                continue;
+            };
+            if is_held(&self.port_socket(port))? {
+                found.push(port);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 
     /// The lock of the one shared engine; `None` if one runs.

@@ -1,0 +1,265 @@
+//! Streams between two programs of one system: their kernel sockets, joined without an engine.
+//!
+//! - The connecting end is bound to a name that says who it is; the name also reserves its port, so that
+//!   two streams to one listener never have the same address.
+//! - Right after connecting it sends one byte with an event counter. Each side adds its own mark before it ends
+//!   in order. At the end of file, no mark from the other side means: it died.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+};
+use stp_host::rendezvous::{EPHEMERAL_PORTS, PeerName, PeerNameKind, SocketPath, SystemDir};
+
+/// How long an accepted connection may take to introduce itself.
+const PREAMBLE_WAIT: Duration = Duration::from_secs(2);
+
+/// How often a mark is looked for where only a destructive read can tell.
+const MARK_TRIES_MAX: u32 = 20;
+
+/// Which end of the stream this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Server,
+}
+
+impl Side {
+    fn mark(self) -> u64 {
+        match self {
+            Self::Client => 1,
+            Self::Server => 1 << 32,
+        }
+    }
+
+    /// Whether a counter holds the other side's mark.
+    fn other_in(self, count: u64) -> bool {
+        match self {
+            Self::Client => count >> 32 != 0,
+            Self::Server => count as u32 != 0,
+        }
+    }
+}
+
+/// The event counter in which both sides leave their marks.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    counter: OwnedFd,
+    side: Side,
+    left: AtomicBool,
+}
+
+impl Marks {
+    fn new(counter: OwnedFd, side: Side) -> Self {
+        Self {
+            counter,
+            side,
+            left: AtomicBool::new(false),
+        }
+    }
+
+    /// Leaves this side's mark: what follows is an end in order.
+    pub(crate) fn leave(&self) {
+        if !self.left.swap(true, Ordering::AcqRel) {
+            let _ = rustix::io::write(&self.counter, &self.side.mark().to_ne_bytes());
+        }
+    }
+
+    /// Whether the other side has left its mark.
+    pub(crate) fn other_left(&self) -> bool {
+        match counter_value(&self.counter) {
+            Some(count) => self.side.other_in(count),
+            None => self.other_left_by_reading(),
+        }
+    }
+
+    /// Without /proc: take the value out and put it back. The other side may do so at the same moment.
+    fn other_left_by_reading(&self) -> bool {
+        for _ in 0..MARK_TRIES_MAX {
+            let mut count = [0; 8];
+            if rustix::io::read(&self.counter, &mut count).is_ok() {
+                let _ = rustix::io::write(&self.counter, &count);
+                if self.side.other_in(u64::from_ne_bytes(count)) {
+                    return true;
+                }
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        false
+    }
+}
+
+/// An event counter's value, without changing it.
+fn counter_value(counter: &OwnedFd) -> Option<u64> {
+    let path = format!("/proc/self/fdinfo/{}", counter.as_raw_fd());
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("eventfd-count:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
+/// A joined pair's end.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) socket: OwnedFd,
+    pub(crate) marks: Marks,
+    pub(crate) local_port: u16,
+}
+
+/// Connects to `port` of this system. `deadline`: when to give up.
+pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> io::Result<Joined> {
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let local_port = take_name(dir, port, &socket)?;
+    let target = SocketPath::new(&dir.port_socket(port))?;
+    let give_up = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        if let Some(at) = give_up {
+            let left = at.saturating_duration_since(Instant::now());
+            let left = left.max(Duration::from_micros(1)); // zero would wait for ever
+            set_socket_timeout(&socket, Timeout::Send, Some(left))?;
+        }
+        match rustix::net::connect(&socket, target.address()) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "{}:{port} did not take the connection in time: its listener's queue is full",
+                        dir.system()
+                    ),
+                ));
+            }
+            Err(Errno::NOENT | Errno::CONNREFUSED) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    format!(
+                        "connection refused by {}:{port}: nobody listens there",
+                        dir.system()
+                    ),
+                ));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    if give_up.is_some() {
+        set_socket_timeout(&socket, Timeout::Send, None)?;
+    }
+    let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    introduce(&socket, &counter)?;
+    Ok(Joined {
+        socket,
+        marks: Marks::new(counter, Side::Client),
+        local_port,
+    })
+}
+
+/// Binds `socket` to a free name of this system for a stream to `port`, and returns the port it stands for.
+fn take_name(dir: &SystemDir, port: u16, socket: &OwnedFd) -> io::Result<u16> {
+    // The same for every stream to one listener: the kernel then refuses a second one from the same port.
+    let place = dir.path().as_os_str().as_encoded_bytes();
+    let token = place
+        .iter()
+        .chain(&port.to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    let (first, count) = (*EPHEMERAL_PORTS.start(), EPHEMERAL_PORTS.len() as u32);
+    let start = next_start();
+    for step in 0..count {
+        let local_port = first + (start.wrapping_add(step) % count) as u16;
+        let name = PeerName {
+            kind: PeerNameKind::Library,
+            system: *dir.system(),
+            port: local_port,
+            token,
+        };
+        match rustix::net::bind(socket, &name.address()?) {
+            Err(Errno::ADDRINUSE) => {}
+            Err(e) => return Err(e.into()),
+            Ok(()) => return Ok(local_port),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        format!("every local port for {}:{port} is in use", dir.system()),
+    ))
+}
+
+/// Where the search for a free port begins: one after the other, from a start that differs by process.
+fn next_start() -> u32 {
+    use std::sync::atomic::AtomicU32;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+        .wrapping_add(std::process::id().wrapping_mul(2654435761) >> 8)
+}
+
+fn introduce(socket: &OwnedFd, counter: &OwnedFd) -> io::Result<()> {
+    let rights = [counter.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&rights));
+    loop {
+        match sendmsg(
+            socket,
+            &[IoSlice::new(&[0])],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
+            Err(Errno::INTR) => {}
+            Err(Errno::PIPE) => return Err(Errno::CONNRESET.into()),
+            sent => return sent.map(drop).map_err(io::Error::from),
+        }
+    }
+}
+
+/// Takes the introduction of a connection just accepted; `None` if it is not a proper one.
+pub(crate) fn welcome(socket: &OwnedFd) -> Option<Marks> {
+    let give_up = Instant::now() + PREAMBLE_WAIT;
+    loop {
+        let left = give_up.saturating_duration_since(Instant::now());
+        let wait = Timespec::try_from(left).ok()?;
+        let mut watched = [PollFd::new(socket, PollFlags::IN)];
+        match poll(&mut watched, Some(&wait)) {
+            Ok(0) => return None,
+            Ok(_) => break,
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+    );
+    let mut counter = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            counter = fds.last().or(counter);
+        }
+    }
+    if received.ok()?.bytes != 1 {
+        return None;
+    }
+    let counter = counter?;
+    // It will be written to: it must be a counter, and not one that makes us wait.
+    let nonblocking = fcntl_getfl(&counter).ok()?.contains(OFlags::NONBLOCK);
+    let proper = counter_value(&counter).is_some() || !std::path::Path::new("/proc/self").exists();
+    (nonblocking && proper).then(|| Marks::new(counter, Side::Server))
+}

@@ -1,0 +1,151 @@
+//! Why a group cannot be opened; and how the calls' failures read.
+//!
+//! - Each names the culprit and the remedy.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use stp_format::{GroupName, NameError, SystemName};
+use stp_host::rendezvous::RunDirError;
+
+/// Why a group cannot be opened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// No volume was named.
+    NoVolume,
+    /// The volume cannot be used.
+    Volume {
+        /// Which.
+        volume: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// The volume holds another group than the one asked for.
+    OtherGroup {
+        /// Which volume.
+        volume: PathBuf,
+        /// What it holds.
+        found: GroupName,
+        /// What was asked for.
+        asked: GroupName,
+    },
+    /// The system's name is none.
+    SystemName {
+        /// The text.
+        name: String,
+        /// Where it came from.
+        origin: &'static str,
+        /// What is wrong with it.
+        why: NameError,
+    },
+    /// The run directory cannot be used.
+    RunDir(RunDirError),
+    /// A shared engine was asked for, and none runs.
+    NoSharedEngine {
+        /// Which volume.
+        volume: PathBuf,
+        /// For which system.
+        system: SystemName,
+        /// Where it would answer.
+        socket: PathBuf,
+    },
+    /// The engine did not start, or did not answer.
+    Engine {
+        /// Which volume.
+        volume: PathBuf,
+        /// For which system.
+        system: SystemName,
+        /// What happened.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVolume => f.write_str("no volume: name one with --volume or STP_VOLUME"),
+            Self::Volume { volume, source } => {
+                // The source names the volume itself where it can.
+                let text = source.to_string();
+                if text.contains(&*volume.to_string_lossy()) {
+                    f.write_str(&text)
+                } else {
+                    write!(f, "volume {}: {text}", volume.display())
+                }
+            }
+            Self::OtherGroup {
+                volume,
+                found,
+                asked,
+            } => write!(
+                f,
+                "volume {} holds the group {found}, not {asked}: name the volume of {asked}, or leave the group out",
+                volume.display()
+            ),
+            Self::SystemName { name, origin, why } => write!(
+                f,
+                "{origin} {name:?} cannot be a system's name: {why}; name this system with --system or STP_SYSTEM"
+            ),
+            Self::RunDir(error) => error.fmt(f),
+            Self::NoSharedEngine {
+                volume,
+                system,
+                socket,
+            } => write!(
+                f,
+                "no engine of system {system} runs for {} (nobody answers at {}): start `stp engine`, or let the program embed one",
+                volume.display(),
+                socket.display()
+            ),
+            Self::Engine {
+                volume,
+                system,
+                source,
+            } => {
+                let text = source.to_string();
+                if text.contains(&*volume.to_string_lossy()) {
+                    f.write_str(&text)
+                } else {
+                    write!(
+                        f,
+                        "engine of system {system} on {}: {text}",
+                        volume.display()
+                    )
+                }
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Volume { source, .. } | Self::Engine { source, .. } => Some(source),
+            Self::RunDir(error) => Some(error),
+            Self::SystemName { why, .. } => Some(why),
+            _ => None,
+        }
+    }
+}
+
+impl From<RunDirError> for Error {
+    fn from(error: RunDirError) -> Self {
+        Self::RunDir(error)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::NoVolume | Error::OtherGroup { .. } | Error::SystemName { .. } => {
+                io::ErrorKind::InvalidInput
+            }
+            Error::Volume { source, .. } | Error::Engine { source, .. } => source.kind(),
+            Error::RunDir(_) => io::ErrorKind::PermissionDenied,
+            Error::NoSharedEngine { .. } => io::ErrorKind::NotFound,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,369 @@
+//! A connected stream.
+//!
+//! - The bytes go through a kernel socket; this file adds only what the kernel cannot know: whether the end
+//!   of the bytes is an end in order.
+//! - The mark of an orderly end is left before the descriptor closes, by the last clone.
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use stp_host::control::{Calls, StreamToken, Verdict};
+
+use crate::addr::Addr;
+use crate::direct::Marks;
+
+/// How a stream's end is told.
+pub(crate) enum Fate {
+    /// The engine knows.
+    Engine {
+        calls: Arc<dyn Calls>,
+        token: StreamToken,
+    },
+    /// The other program's mark says.
+    Direct(Marks),
+    /// As the socket has it.
+    Raw,
+}
+
+/// A stream of bytes to and from another program.
+///
+/// Dropping the last clone ends it in order: what was written is delivered.
+pub struct Stream {
+    socket: UnixStream,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    fate: Fate,
+    local: Addr,
+    peer: Addr,
+    /// Clones of this stream in this process.
+    handles: AtomicUsize,
+    /// The end of our bytes is announced as meant.
+    marked: AtomicBool,
+    /// `shutdown(Read)`: the end of the peer's bytes is our own doing.
+    read_shut: AtomicBool,
+    /// `shutdown(Write)`.
+    write_shut: AtomicBool,
+    /// [`Stream::abort`].
+    aborted: AtomicBool,
+    /// The peer's end, once it is known: `None` in order, else how it broke.
+    ended: OnceLock<Option<String>>,
+}
+
+impl Shared {
+    fn mark_clean(&self) {
+        if self.aborted.load(Ordering::Acquire) || self.marked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match &self.fate {
+            Fate::Engine { calls, token } => {
+                if !matches!(self.ended.get(), Some(Some(_))) {
+                    calls.mark_clean(*token);
+                }
+            }
+            Fate::Direct(marks) => marks.leave(),
+            Fate::Raw => {}
+        }
+    }
+
+    /// How the peer's bytes ended, now that the socket says so: `None` in order, else how it broke.
+    fn peer_end(&self) -> Option<String> {
+        self.ended
+            .get_or_init(|| match &self.fate {
+                Fate::Engine { calls, token } => match calls.verdict(*token) {
+                    Verdict::Clean => None,
+                    Verdict::Reset(why) => Some(why),
+                    Verdict::Open => Some("its engine closed it without a word".to_owned()),
+                },
+                Fate::Direct(marks) if marks.other_left() => None,
+                Fate::Direct(_) => {
+                    Some("the program there ended without closing the stream".to_owned())
+                }
+                Fate::Raw => None,
+            })
+            .clone()
+    }
+
+    fn reset_error(&self, why: &str) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            format!("connection reset by {}: {why}", self.peer),
+        )
+    }
+
+    /// The answer to a read that found the end.
+    fn end_of_file(&self) -> io::Result<usize> {
+        if self.aborted.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                format!("the stream to {} was reset by this program", self.peer),
+            ));
+        }
+        if self.read_shut.load(Ordering::Acquire) {
+            return Ok(0);
+        }
+        match self.peer_end() {
+            None => Ok(0),
+            Some(why) => Err(self.reset_error(&why)),
+        }
+    }
+
+    fn read_error(&self, error: Errno) -> io::Error {
+        match error {
+            Errno::CONNRESET => {
+                self.reset_error("it was closed before everything sent to it was read")
+            }
+            error => error.into(),
+        }
+    }
+}
+
+impl Stream {
+    pub(crate) fn new(socket: OwnedFd, local: Addr, peer: Addr, fate: Fate) -> Self {
+        Self {
+            socket: socket.into(),
+            shared: Arc::new(Shared {
+                fate,
+                local,
+                peer,
+                handles: AtomicUsize::new(1),
+                marked: AtomicBool::new(false),
+                read_shut: AtomicBool::new(false),
+                write_shut: AtomicBool::new(false),
+                aborted: AtomicBool::new(false),
+                ended: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// The far end.
+    pub fn peer_addr(&self) -> io::Result<Addr> {
+        Ok(self.shared.peer.clone())
+    }
+
+    /// This end.
+    pub fn local_addr(&self) -> io::Result<Addr> {
+        Ok(self.shared.local.clone())
+    }
+
+    /// Ends one direction or both. After `Write`, the peer reads to the end of what was sent, then end of file.
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        let shared = &self.shared;
+        if how != Shutdown::Write {
+            shared.read_shut.store(true, Ordering::Release);
+        }
+        if how != Shutdown::Read {
+            shared.mark_clean();
+            shared.write_shut.store(true, Ordering::Release);
+        }
+        self.socket.shutdown(how)
+    }
+
+    /// Another handle to the same stream. The last one to be dropped closes it.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let socket = self.socket.try_clone()?;
+        self.shared.handles.fetch_add(1, Ordering::AcqRel);
+        Ok(Self {
+            socket,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// Breaks the stream at once, in both directions: the peer reads `ConnectionReset`, and what it has
+    /// not received yet may be lost.
+    pub fn abort(&self) -> io::Result<()> {
+        let shared = &self.shared;
+        if shared.aborted.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        if let Fate::Engine { calls, token } = &shared.fate {
+            calls.abort(*token);
+        }
+        match self.socket.shutdown(Shutdown::Both) {
+            Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        }
+    }
+
+    /// How long a read waits, `None`: for ever. Zero is refused.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(timeout)
+    }
+
+    /// How long a write waits, `None`: for ever. Zero is refused.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_write_timeout(timeout)
+    }
+
+    /// See [`Stream::set_read_timeout`].
+    pub fn read_timeout(&self) -> io::Result<Option<Duration>> {
+        self.socket.read_timeout()
+    }
+
+    /// See [`Stream::set_write_timeout`].
+    pub fn write_timeout(&self) -> io::Result<Option<Duration>> {
+        self.socket.write_timeout()
+    }
+
+    /// Makes reads and writes return `WouldBlock` instead of waiting.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.socket.set_nonblocking(nonblocking)
+    }
+
+    /// Reads without taking the bytes out.
+    pub fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.receive(buf, RecvFlags::PEEK)
+    }
+
+    /// The pending error of the socket, and clears it.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.socket.take_error()
+    }
+
+    fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        let wanted = !buf.is_empty();
+        match recv(&self.socket, buf, flags) {
+            Ok((0, _)) if wanted => self.shared.end_of_file(),
+            Ok((n, _)) => Ok(n),
+            Err(e) => Err(self.shared.read_error(e)),
+        }
+    }
+
+    /// What a failed write means.
+    fn write_error(&self, error: Errno) -> io::Error {
+        let shared = &self.shared;
+        match error {
+            Errno::CONNRESET => shared.read_error(error),
+            Errno::PIPE if !shared.write_shut.load(Ordering::Acquire) && self.is_gone() => {
+                match shared.peer_end() {
+                    Some(why) => shared.reset_error(&why),
+                    None => broken_pipe(&shared.peer),
+                }
+            }
+            Errno::PIPE => broken_pipe(&shared.peer),
+            error => error.into(),
+        }
+    }
+
+    /// Whether the far end of the socket will send nothing more: it is closed, not just its reading half.
+    fn is_gone(&self) -> bool {
+        let mut watched = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = Timespec::default();
+        poll(&mut watched, Some(&now)).is_ok()
+            && watched[0]
+                .revents()
+                .intersects(PollFlags::RDHUP | PollFlags::HUP)
+    }
+}
+
+fn broken_pipe(peer: &Addr) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        format!("broken pipe: {peer} or this end has closed the stream"),
+    )
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.mark_clean();
+        }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("local", &self.shared.local.to_string())
+            .field("peer", &self.shared.peer.to_string())
+            .field("fd", &self.socket.as_raw_fd())
+            .finish()
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.receive(buf, RecvFlags::empty())
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        if bufs.iter().all(|buf| buf.is_empty()) {
+            return Ok(0);
+        }
+        match (&self.socket).read_vectored(bufs) {
+            Ok(0) => self.shared.end_of_file(),
+            Ok(n) => Ok(n),
+            Err(e) => match Errno::from_io_error(&e) {
+                Some(errno) => Err(self.shared.read_error(errno)),
+                None => Err(e),
+            },
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        send(&self.socket, buf, SendFlags::NOSIGNAL).map_err(|e| self.write_error(e))
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let bufs = &bufs[..bufs.len().min(IO_SLICES_MAX)];
+        let mut control = SendAncillaryBuffer::default();
+        sendmsg(&self.socket, bufs, &mut control, SendFlags::NOSIGNAL)
+            .map_err(|e| self.write_error(e))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the kernel takes in one call.
+const IO_SLICES_MAX: usize = 1024;
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (&*self).read(buf)
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        (&*self).read_vectored(bufs)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        (&*self).write(buf)
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        (&*self).write_vectored(bufs)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
