@@ -18,6 +18,7 @@ pub mod local;
 mod lock;
 mod mapped;
 mod pool;
+pub mod signature;
 mod spec;
 mod storage;
 mod sys;
