@@ -1,3 +1,40 @@
-//! Repository chores.
+//! `cargo xtask CHORE`: dispatches, and nothing else.
 
-fn main() {}
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask CHORE [OPTIONS]
+
+  test [--no-install] [FILTER]...   install what the tests need (as root), run all tests, count them
+  tidy                              check what a machine can check of the house rules
+  needs [--install]                 list the Debian programs that the tests use, and what is missing
+  vm [--keep]                       two QEMU guests without a network card on one raw disk (on demand)
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let chore = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let result = match chore.as_str() {
+        "test" => xtask::test::run(&rest),
+        "tidy" => xtask::tidy::run(&rest),
+        "needs" => xtask::needs::run(&rest),
+        "vm" => xtask::vm::run(&rest),
+        "" | "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprint!("xtask: no chore named {other:?}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask {chore}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The repository's chores, one module each.
+//!
+//! - A chore works from any folder of a checkout and needs nothing but cargo to start.
+//! - A chore that cannot do its whole job says by name what it left out.
+
+pub mod needs;
+pub mod repo;
+pub mod test;
+pub mod tidy;
+pub mod vm;
