@@ -27,9 +27,9 @@ pub enum Error {
         /// Which volume.
         volume: PathBuf,
         /// What it holds.
-        found: GroupName,
+        found: Box<GroupName>,
         /// What was asked for.
-        asked: GroupName,
+        asked: Box<GroupName>,
     },
     /// The system's name is none.
     SystemName {

@@ -99,11 +99,10 @@ impl Builder {
             source,
         })?;
         if let Some(asked) = self.group.filter(|asked| *asked != identity.group) {
-            let found = identity.group;
             return Err(Error::OtherGroup {
                 volume,
-                found,
-                asked,
+                found: Box::new(identity.group),
+                asked: Box::new(asked),
             });
         }
         let run = RunDir::open_default(self.run_dir.as_deref())?;

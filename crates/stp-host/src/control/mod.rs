@@ -2,10 +2,18 @@
 //!
 //! - One control connection a process; its calls are multiplexed by number, so that one that waits
 //!   delays no other.
-//! - Every message is one SEQPACKET datagram of JSON within a named limit; descriptors travel beside it.
-//! - Both ends check who the other is before the first call ([`peer`]).
+//! - Every message is a SEQPACKET datagram of JSON within a named limit; descriptors travel beside it.
+//! - Both ends check who the other is before the first call.
 //! - What a peer sends is input: it can be refused, never make an engine panic.
 
 mod calls;
+mod client;
+mod peer;
+mod server;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 pub use calls::{Calls, ConnectFailure, Connected, Peer, PeerState, StreamToken, Verdict};
+pub use client::Client;
+pub use server::Server;

@@ -1,0 +1,373 @@
+//! The program's end: the calls, over one connection that all its threads share.
+//!
+//! - One thread reads the answers; every caller sleeps until its own has come.
+//! - When the engine goes away, every waiting call fails at once. The connection is sought again in the
+//!   background; when an engine is back, the ports of this program's listeners are published again.
+//! - It works in the process that made it only, not in one forked from it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, connect, shutdown, socket_with,
+};
+use stp_format::SystemName;
+use tracing::{info, warn};
+
+use super::calls::{Calls, ConnectFailure, Connected, Peer, StreamToken, Verdict};
+use super::peer::Admission;
+use super::wire::{Answer, Receiver, Request, VERSION, arrived, send_request};
+use crate::rendezvous::{SocketPath, SystemDir};
+
+/// How long an engine may take to say who it is.
+const WELCOME_WAIT: Duration = Duration::from_secs(5);
+
+/// How much longer than the engine the program waits for a connection.
+const TIMEOUT_SLACK: Duration = Duration::from_secs(2);
+
+/// How often a vanished engine is looked for.
+const SEEK_PAUSE: Duration = Duration::from_millis(200);
+
+/// A program's connection to the host's shared engine.
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    system: SystemName,
+    path: PathBuf,
+    pid: u32,
+    next: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None` while there is no engine.
+    socket: Option<Arc<OwnedFd>>,
+    pending: HashMap<u64, SyncSender<Answer>>,
+    /// What is published anew when an engine is back.
+    listeners: BTreeMap<u16, (PathBuf, bool)>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Connects to the engine at `path` and makes sure that it is ours; `None` if none runs.
+fn greet(path: &Path, system: &SystemName) -> io::Result<Option<(OwnedFd, Receiver)>> {
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(WELCOME_WAIT))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(WELCOME_WAIT))?;
+    match connect(&socket, SocketPath::new(path)?.address()) {
+        Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
+        connected => connected?,
+    }
+    Admission::own_user().check(&socket)?;
+    let hello = Request::Hello {
+        version: VERSION,
+        pid: std::process::id(),
+    };
+    let mut receiver = Receiver::default();
+    match send_request(&socket, 0, &hello, None) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
+        sent => sent?,
+    }
+    let trouble = |text: String| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the engine at {}: {text}", path.display()),
+        )
+    };
+    match receiver.answer(&socket) {
+        Ok(Some((0, Answer::Welcome { version, .. }))) if version != VERSION => {
+            Err(trouble(format!(
+                "it speaks version {version} of the control protocol, this program version {VERSION}: use one release of stp for both"
+            )))
+        }
+        Ok(Some((0, Answer::Welcome { system: theirs, .. }))) => {
+            if theirs != system.as_str() {
+                return Err(trouble(format!("it is system {theirs}, not {system}")));
+            }
+            set_socket_timeout(&socket, Timeout::Recv, None)?;
+            Ok(Some((socket, receiver)))
+        }
+        Ok(Some(_)) => Err(trouble("it answered with something else".to_owned())),
+        Ok(None) => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "the engine at {} does not answer: is it stopped? Continue or restart it",
+                path.display()
+            ),
+        )),
+        Err(e) => Err(e),
+    }
+}
+
+impl Client {
+    /// Connects to the shared engine of `dir`; `None` if none runs.
+    pub fn connect(dir: &SystemDir) -> io::Result<Option<Self>> {
+        let path = dir.engine_socket();
+        let Some((socket, receiver)) = greet(&path, dir.system())? else {
+            return Ok(None);
+        };
+        let socket = Arc::new(socket);
+        let inner = Arc::new(Inner {
+            system: *dir.system(),
+            path,
+            pid: std::process::id(),
+            next: AtomicU64::new(1),
+            state: Mutex::new(State {
+                socket: Some(Arc::clone(&socket)),
+                ..State::default()
+            }),
+        });
+        let reading = Arc::downgrade(&inner);
+        thread::Builder::new()
+            .name("stp-control-read".to_owned())
+            .spawn(move || read_answers(&reading, socket, receiver))?;
+        Ok(Some(Self { inner }))
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.inner.state().socket {
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+/// Runs until the client is dropped: hands out answers, and looks for an engine while there is none.
+fn read_answers(client: &Weak<Inner>, mut socket: Arc<OwnedFd>, mut receiver: Receiver) {
+    loop {
+        while let Ok(Some((number, answer))) = receiver.answer(&*socket) {
+            let Some(inner) = client.upgrade() else {
+                return;
+            };
+            let waiting = inner.state().pending.remove(&number);
+            match (waiting, answer) {
+                (Some(waiting), answer) => drop(waiting.send(answer)),
+                (None, Answer::Failed { text, .. }) => warn!("the engine answers: {text}"),
+                (None, _) => {}
+            }
+        }
+        let _ = shutdown(&*socket, Shutdown::Both);
+        let Some(inner) = client.upgrade() else {
+            return;
+        };
+        {
+            let mut state = inner.state();
+            state.socket = None;
+            state.pending.clear(); // wakes every caller
+        }
+        drop(inner);
+        (socket, receiver) = loop {
+            thread::sleep(SEEK_PAUSE);
+            let Some(inner) = client.upgrade() else {
+                return;
+            };
+            match greet(&inner.path, &inner.system) {
+                Ok(Some((socket, receiver))) => {
+                    let socket = Arc::new(socket);
+                    inner.resume(&socket);
+                    break (socket, receiver);
+                }
+                Ok(None) => {}
+                Err(error) => warn!(%error, "no way back to the engine yet"),
+            }
+        };
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new engine is there: publishes this program's ports to it.
+    fn resume(&self, socket: &Arc<OwnedFd>) {
+        let mut state = self.state();
+        for (port, (path, raw)) in &state.listeners {
+            let request = Request::Listen {
+                port: *port,
+                path: path.as_os_str().as_bytes().to_vec(),
+                raw: *raw,
+            };
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = send_request(&**socket, number, &request, None) {
+                warn!(%error, port, "the port is not published again");
+            }
+        }
+        info!(system = %self.system, ports = state.listeners.len(), "the engine is back");
+        state.socket = Some(Arc::clone(socket));
+    }
+
+    fn gone(&self) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::NotConnected,
+            format!(
+                "the engine of system {} has stopped (nobody answers at {}): start `stp engine` again",
+                self.system,
+                self.path.display()
+            ),
+        )
+    }
+
+    /// Asks and waits for the answer, for at most `timeout`.
+    fn ask(
+        &self,
+        request: &Request,
+        fd: Option<OwnedFd>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Answer> {
+        if std::process::id() != self.pid {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection to the engine belongs to the process before fork(): open the group again in the child",
+            ));
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (answer_to, answer) = sync_channel(1);
+        let socket = {
+            let mut state = self.state();
+            let socket = state.socket.clone().ok_or_else(|| self.gone())?;
+            state.pending.insert(number, answer_to);
+            socket
+        };
+        if let Err(error) = send_request(&*socket, number, request, fd.as_ref().map(AsFd::as_fd)) {
+            self.state().pending.remove(&number);
+            return Err(match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.gone(),
+                _ => error,
+            });
+        }
+        drop(fd);
+        let answered = match timeout {
+            None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(timeout) => answer.recv_timeout(timeout),
+        };
+        answered.map_err(|error| match error {
+            RecvTimeoutError::Disconnected => self.gone(),
+            RecvTimeoutError::Timeout => {
+                self.state().pending.remove(&number);
+                io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "the engine of system {} does not answer: is it stopped?",
+                        self.system
+                    ),
+                )
+            }
+        })
+    }
+}
+
+fn unexpected(answer: &Answer) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the engine answered with something else: {answer:?}"),
+    )
+}
+
+impl Calls for Client {
+    fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
+        let request = Request::Listen {
+            port,
+            path: path.as_os_str().as_bytes().to_vec(),
+            raw,
+        };
+        match self.inner.ask(&request, None, None)? {
+            Answer::Done => {
+                let mut state = self.inner.state();
+                state.listeners.insert(port, (path.to_owned(), raw));
+                Ok(())
+            }
+            Answer::Failed { kind, text } => Err(arrived(kind, text)),
+            Answer::NotConnected(ConnectFailure::Failed(text)) => Err(io::Error::other(text)),
+            answer => Err(unexpected(&answer)),
+        }
+    }
+
+    fn unlisten(&self, port: u16) {
+        self.inner.state().listeners.remove(&port);
+        let _ = self.inner.ask(&Request::Unlisten { port }, None, None);
+    }
+
+    fn connect(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        raw: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Connected, ConnectFailure> {
+        let request = Request::Connect {
+            to: to.to_string(),
+            port,
+            raw,
+            timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX).max(1)),
+        };
+        let patience = timeout.map(|timeout| timeout.saturating_add(TIMEOUT_SLACK));
+        match self.inner.ask(&request, Some(socket), patience) {
+            Ok(Answer::Connected(connected)) => Ok(connected),
+            Ok(Answer::NotConnected(failure)) => Err(failure),
+            Ok(answer) => Err(ConnectFailure::Failed(unexpected(&answer).to_string())),
+            Err(e) if e.kind() == io::ErrorKind::NotConnected => {
+                Err(ConnectFailure::EngineGone(e.to_string()))
+            }
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Err(ConnectFailure::TimedOut),
+            Err(e) => Err(ConnectFailure::Failed(e.to_string())),
+        }
+    }
+
+    fn mark_clean(&self, token: StreamToken) {
+        let _ = self.inner.ask(&Request::MarkClean { token }, None, None);
+    }
+
+    fn verdict(&self, token: StreamToken) -> Verdict {
+        match self.inner.ask(&Request::Verdict { token }, None, None) {
+            Ok(Answer::Verdict(verdict)) => verdict,
+            Ok(answer) => Verdict::Reset(unexpected(&answer).to_string()),
+            Err(error) => Verdict::Reset(error.to_string()),
+        }
+    }
+
+    fn abort(&self, token: StreamToken) {
+        let _ = self.inner.ask(&Request::Abort { token }, None, None);
+    }
+
+    fn peers(&self) -> io::Result<Vec<Peer>> {
+        match self.inner.ask(&Request::Peers, None, None)? {
+            Answer::Peers(peers) => Ok(peers),
+            Answer::Failed { kind, text } => Err(arrived(kind, text)),
+            answer => Err(unexpected(&answer)),
+        }
+    }
+
+    fn report(&self, topic: &str) -> io::Result<String> {
+        let topic = topic.to_owned();
+        match self.inner.ask(&Request::Report { topic }, None, None)? {
+            Answer::Report(report) => Ok(report),
+            Answer::Failed { kind, text } => Err(arrived(kind, text)),
+            answer => Err(unexpected(&answer)),
+        }
+    }
+}

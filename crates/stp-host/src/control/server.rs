@@ -1,0 +1,392 @@
+//! The engine's end: one listening socket, one thread a program, one more for each call that waits.
+//!
+//! - A program that waits, floods or stops reading delays nobody else: the calls that can wait run on threads
+//!   of their own, with a limit a program, and a program that takes no answers is cut off.
+//! - A program that goes away takes its ports with it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, bind, listen, shutdown,
+    socket_with,
+};
+use stp_format::SystemName;
+use tracing::{debug, warn};
+
+use super::calls::{Calls, ConnectFailure};
+use super::peer::Admission;
+use super::wire::{Answer, Receiver, Request, VERSION, send_answer};
+use crate::rendezvous::{FileLock, SocketPath, SystemDir};
+
+/// Programs at once.
+const CLIENTS_MAX: usize = 4096;
+
+/// Calls of one program that wait at once.
+const WAITING_MAX: usize = 1024;
+
+/// How long a program may leave an answer unread before it is cut off.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// Room for a thread that makes one call.
+const CALL_STACK_BYTES: usize = 256 << 10;
+
+/// Programs waiting to be let in.
+const BACKLOG: i32 = 256;
+
+/// How long to pause when no descriptor is left for another program.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A running control server. Dropping it cuts off every program and removes the socket.
+pub struct Server {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    accepting: Option<JoinHandle<()>>,
+    _lock: FileLock,
+}
+
+struct Shared {
+    calls: Arc<dyn Calls>,
+    system: SystemName,
+    socket: OwnedFd,
+    stopping: AtomicBool,
+    clients: Mutex<Clients>,
+}
+
+#[derive(Default)]
+struct Clients {
+    next: u64,
+    sockets: HashMap<u64, Arc<OwnedFd>>,
+    /// Which program a published port belongs to.
+    ports: HashMap<u16, u64>,
+}
+
+impl Shared {
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("path", &self.path).finish()
+    }
+}
+
+impl Server {
+    /// Offers `calls` at the control socket of `dir`. `AddrInUse` if an engine does so already.
+    pub fn start(dir: &SystemDir, calls: Arc<dyn Calls>) -> io::Result<Self> {
+        let lock = dir.lock_engine()?.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!(
+                    "an engine of system {} runs already ({}): stop it first",
+                    dir.system(),
+                    dir.path().display()
+                ),
+            )
+        })?;
+        let path = dir.engine_socket();
+        // Whoever holds the lock owns the name: what lies there is left over.
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let text = format!("{}: {e}", path.display());
+                return Err(io::Error::new(e.kind(), text));
+            }
+            _ => {}
+        }
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
+        bind(&socket, SocketPath::new(&path)?.address()).map_err(|e| {
+            let e = io::Error::from(e);
+            io::Error::new(e.kind(), format!("{}: {e}", path.display()))
+        })?;
+        listen(&socket, BACKLOG)?;
+        let shared = Arc::new(Shared {
+            calls,
+            system: *dir.system(),
+            socket,
+            stopping: AtomicBool::new(false),
+            clients: Mutex::default(),
+        });
+        let accepting = thread::Builder::new()
+            .name("stp-control".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || accept_clients(&shared)
+            })?;
+        Ok(Self {
+            shared,
+            path,
+            accepting: Some(accepting),
+            _lock: lock,
+        })
+    }
+
+    /// How many programs are connected.
+    pub fn clients(&self) -> usize {
+        self.shared.clients().sockets.len()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = shutdown(&self.shared.socket, Shutdown::Both);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+        for socket in self.shared.clients().sockets.values() {
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+fn accept_clients(shared: &Arc<Shared>) {
+    while !shared.stopping.load(Ordering::Acquire) {
+        match accept_with(&shared.socket, SocketFlags::CLOEXEC) {
+            Ok(socket) => {
+                if let Err(error) = admit(shared, socket) {
+                    warn!(%error, "control connection refused");
+                }
+            }
+            Err(Errno::INTR | Errno::CONNABORTED) => {}
+            Err(error) => {
+                if !shared.stopping.load(Ordering::Acquire) {
+                    warn!(%error, "no further control connection");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+fn admit(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
+    Admission::own_user().check(&socket)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_WAIT))?;
+    let socket = Arc::new(socket);
+    let number = {
+        let mut clients = shared.clients();
+        if clients.sockets.len() >= CLIENTS_MAX {
+            return Err(io::Error::other(format!(
+                "{CLIENTS_MAX} programs are connected already"
+            )));
+        }
+        clients.next += 1;
+        let number = clients.next;
+        clients.sockets.insert(number, Arc::clone(&socket));
+        number
+    };
+    let client = Arc::new(Client {
+        shared: Arc::clone(shared),
+        socket,
+        number,
+        waiting: AtomicUsize::new(0),
+    });
+    thread::Builder::new()
+        .name("stp-control-peer".to_owned())
+        .stack_size(CALL_STACK_BYTES)
+        .spawn({
+            let client = Arc::clone(&client);
+            move || client.serve()
+        })
+        .map(drop)
+        .inspect_err(|_| client.forget())
+}
+
+/// One connected program.
+struct Client {
+    shared: Arc<Shared>,
+    socket: Arc<OwnedFd>,
+    number: u64,
+    waiting: AtomicUsize,
+}
+
+impl Client {
+    fn serve(self: Arc<Self>) {
+        let mut receiver = Receiver::default();
+        let ended = loop {
+            match receiver.request(&*self.socket) {
+                Ok(Some((number, request, fd))) => {
+                    if let Err(error) = self.handle(number, request, fd) {
+                        break Err(error);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        if let Err(error) = ended {
+            debug!(client = self.number, %error, "control connection broken");
+        }
+        self.forget();
+    }
+
+    /// Withdraws what the program had and closes its connection.
+    fn forget(&self) {
+        let _ = shutdown(self.socket.as_fd(), Shutdown::Both);
+        let mut ports = Vec::new();
+        {
+            let mut clients = self.shared.clients();
+            clients.sockets.remove(&self.number);
+            clients.ports.retain(|port, owner| {
+                let ours = *owner == self.number;
+                if ours {
+                    ports.push(*port);
+                }
+                !ours
+            });
+        }
+        for port in ports {
+            self.shared.calls.unlisten(port);
+        }
+    }
+
+    /// Answers, or sees to it that an answer will come. An error ends the connection.
+    fn handle(
+        self: &Arc<Self>,
+        number: u64,
+        request: Request,
+        fd: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        let calls = &self.shared.calls;
+        let answer = match request {
+            Request::Hello { version, pid } => {
+                debug!(client = self.number, pid, version, "program connected");
+                Answer::Welcome {
+                    version: VERSION,
+                    system: self.shared.system.to_string(),
+                }
+            }
+            Request::Listen { port, path, raw } => {
+                let path = PathBuf::from(OsString::from_vec(path));
+                return self.wait_for(number, move |client| client.listen(port, path, raw));
+            }
+            Request::Unlisten { port } => {
+                let ours = {
+                    let mut clients = self.shared.clients();
+                    let ours = clients.ports.get(&port) == Some(&self.number);
+                    if ours {
+                        clients.ports.remove(&port);
+                    }
+                    ours
+                };
+                if ours {
+                    calls.unlisten(port);
+                }
+                Answer::Done
+            }
+            Request::Connect {
+                to,
+                port,
+                raw,
+                timeout_us,
+            } => {
+                let (Ok(to), Some(socket)) = (to.parse::<SystemName>(), fd) else {
+                    let why = "the request to connect has no socket or no system".to_owned();
+                    let answer = Answer::NotConnected(ConnectFailure::Failed(why));
+                    return send_answer(&*self.socket, number, &answer);
+                };
+                let timeout = timeout_us.map(Duration::from_micros);
+                return self.wait_for(number, move |client| {
+                    match client.shared.calls.connect(&to, port, socket, raw, timeout) {
+                        Ok(connected) => Answer::Connected(connected),
+                        Err(failure) => Answer::NotConnected(failure),
+                    }
+                });
+            }
+            Request::MarkClean { token } => {
+                calls.mark_clean(token);
+                Answer::Done
+            }
+            Request::Verdict { token } => Answer::Verdict(calls.verdict(token)),
+            Request::Abort { token } => {
+                calls.abort(token);
+                Answer::Done
+            }
+            Request::Peers => match calls.peers() {
+                Ok(peers) => Answer::Peers(peers),
+                Err(error) => Answer::failed(&error),
+            },
+            Request::Report { topic } => match calls.report(&topic) {
+                Ok(report) => Answer::Report(report),
+                Err(error) => Answer::failed(&error),
+            },
+        };
+        send_answer(&*self.socket, number, &answer)
+    }
+
+    fn listen(&self, port: u16, path: PathBuf, raw: bool) -> Answer {
+        self.shared.clients().ports.insert(port, self.number);
+        let listened = self.shared.calls.listen(port, &path, raw);
+        let mut clients = self.shared.clients();
+        let gone = !clients.sockets.contains_key(&self.number);
+        match listened {
+            Ok(()) if !gone => Answer::Done,
+            Ok(()) => {
+                // The program went while it waited; unless another has taken the port, nobody is there.
+                let free = !clients.ports.contains_key(&port);
+                drop(clients);
+                if free {
+                    self.shared.calls.unlisten(port);
+                }
+                Answer::Done
+            }
+            Err(error) => {
+                if clients.ports.get(&port) == Some(&self.number) {
+                    clients.ports.remove(&port);
+                }
+                Answer::failed(&error)
+            }
+        }
+    }
+
+    /// Makes a call that may wait on a thread of its own.
+    fn wait_for(
+        self: &Arc<Self>,
+        number: u64,
+        call: impl FnOnce(&Self) -> Answer + Send + 'static,
+    ) -> io::Result<()> {
+        let refuse = |text: String| {
+            let answer = Answer::NotConnected(ConnectFailure::Failed(text));
+            send_answer(&*self.socket, number, &answer)
+        };
+        if self.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            return refuse(format!(
+                "{WAITING_MAX} calls of this program wait for the engine already"
+            ));
+        }
+        let spawned = thread::Builder::new()
+            .name("stp-control-call".to_owned())
+            .stack_size(CALL_STACK_BYTES)
+            .spawn({
+                let client = Arc::clone(self);
+                move || {
+                    let answer = call(&client);
+                    client.waiting.fetch_sub(1, Ordering::AcqRel);
+                    if send_answer(&*client.socket, number, &answer).is_err() {
+                        let _ = shutdown(client.socket.as_fd(), Shutdown::Both);
+                    }
+                }
+            });
+        if let Err(error) = spawned {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            return refuse(format!("the engine has no thread left: {error}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! Client against server, with an engine that only pretends.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, send, socket_with};
+use stp_format::{SystemName, VolumeId};
+
+use super::*;
+use crate::rendezvous::{RunDir, SocketPath, SystemDir};
+
+/// Connects to port 1 wait until [`Pretender::release`]; to others they echo the port.
+#[derive(Default)]
+struct Pretender {
+    log: Mutex<Vec<String>>,
+    gate: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Pretender {
+    fn note(&self, text: String) {
+        self.log.lock().unwrap().push(text);
+    }
+
+    fn release(&self) {
+        *self.gate.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    fn noted(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line == text)
+    }
+
+    fn wait_noted(&self, text: &str) {
+        let start = Instant::now();
+        while !self.noted(text) {
+            assert!(start.elapsed() < Duration::from_secs(10), "never: {text}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Calls for Pretender {
+    fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
+        if port == 13 {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "port 13 is taken"));
+        }
+        self.note(format!("listen {port} {} {raw}", path.display()));
+        Ok(())
+    }
+
+    fn unlisten(&self, port: u16) {
+        self.note(format!("unlisten {port}"));
+    }
+
+    fn connect(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        raw: bool,
+        timeout: Option<Duration>,
+    ) -> Result<Connected, ConnectFailure> {
+        self.note(format!("connect {to}:{port} {raw} {timeout:?}"));
+        match port {
+            1 => {
+                let mut open = self.gate.lock().unwrap();
+                while !*open {
+                    open = self.opened.wait(open).unwrap();
+                }
+            }
+            2 => return Err(ConnectFailure::UnknownSystem),
+            _ => {}
+        }
+        rustix::io::write(&socket, b"hi").unwrap();
+        Ok(Connected {
+            token: StreamToken(u64::MAX - u64::from(port)),
+            local_port: port,
+        })
+    }
+
+    fn mark_clean(&self, token: StreamToken) {
+        self.note(format!("clean {token}"));
+    }
+
+    fn verdict(&self, token: StreamToken) -> Verdict {
+        match token.0 {
+            1 => Verdict::Clean,
+            2 => Verdict::Open,
+            _ => Verdict::Reset("it died".to_owned()),
+        }
+    }
+
+    fn abort(&self, token: StreamToken) {
+        self.note(format!("abort {token}"));
+    }
+
+    fn peers(&self) -> io::Result<Vec<Peer>> {
+        let peer = |seat| Peer {
+            seat,
+            system: "s".repeat(63),
+            incarnation: 1,
+            state: PeerState::Up,
+            ports: (0..1000).collect(),
+        };
+        Ok((0..64).map(peer).collect()) // longer than a piece
+    }
+}
+
+struct Place {
+    dir: SystemDir,
+    _root: tempfile::TempDir,
+}
+
+fn place() -> Place {
+    let root = tempfile::tempdir().unwrap();
+    let dir = RunDir::open(&root.path().join("run"))
+        .and_then(|run| run.system(VolumeId([1; 16]), &"alpha".parse().unwrap()))
+        .unwrap();
+    Place { dir, _root: root }
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    rustix::net::socketpair(family, SocketType::STREAM, flags, None).unwrap()
+}
+
+#[test]
+fn every_call_arrives_and_is_answered() {
+    let place = place();
+    assert!(Client::connect(&place.dir).unwrap().is_none());
+    let engine = Arc::new(Pretender::default());
+    let server = Server::start(&place.dir, engine.clone()).unwrap();
+    let again = Server::start(&place.dir, engine.clone()).unwrap_err();
+    assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+
+    let client = Client::connect(&place.dir).unwrap().unwrap();
+    client
+        .listen(7000, Path::new("/x/7000.sock"), true)
+        .unwrap();
+    assert!(engine.noted("listen 7000 /x/7000.sock true"));
+    let taken = client.listen(13, Path::new("/x"), false).unwrap_err();
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    assert!(taken.to_string().contains("port 13"), "{taken}");
+
+    let beta = "beta".parse().unwrap();
+    let (ours, theirs) = pair();
+    let timeout = Some(Duration::from_millis(1500));
+    let connected = client.connect(&beta, 5, theirs, false, timeout).unwrap();
+    assert_eq!(connected.token, StreamToken(u64::MAX - 5));
+    assert!(engine.noted("connect beta:5 false Some(1.5s)"));
+    let mut hi = [0; 2];
+    rustix::io::read(&ours, &mut hi).unwrap();
+    assert_eq!(&hi, b"hi");
+    let failure = client.connect(&beta, 2, pair().1, false, None).unwrap_err();
+    assert_eq!(failure, ConnectFailure::UnknownSystem);
+
+    client.mark_clean(StreamToken(5));
+    assert!(engine.noted("clean 0000000000000005"));
+    client.abort(StreamToken(6));
+    assert!(engine.noted("abort 0000000000000006"));
+    assert_eq!(client.verdict(StreamToken(1)), Verdict::Clean);
+    assert_eq!(client.verdict(StreamToken(2)), Verdict::Open);
+    let reset = Verdict::Reset("it died".to_owned());
+    assert_eq!(client.verdict(StreamToken(3)), reset);
+    assert_eq!(client.peers().unwrap(), engine.peers().unwrap());
+    let none = client.report("weather").unwrap_err();
+    assert_eq!(none.kind(), io::ErrorKind::Unsupported);
+
+    client.unlisten(7000);
+    assert!(engine.noted("unlisten 7000"));
+    drop(server);
+    assert!(!place.dir.engine_socket().exists());
+}
+
+#[test]
+fn a_call_that_waits_delays_neither_its_own_program_nor_another() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let _server = Server::start(&place.dir, engine.clone()).unwrap();
+    let client = Client::connect(&place.dir).unwrap().unwrap();
+    let other = Client::connect(&place.dir).unwrap().unwrap();
+    let beta: SystemName = "beta".parse().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.connect(&beta, 1, pair().1, false, None));
+        engine.wait_noted("connect beta:1 false None");
+        assert_eq!(client.verdict(StreamToken(1)), Verdict::Clean);
+        assert!(client.connect(&beta, 7, pair().1, false, None).is_ok());
+        assert!(other.connect(&beta, 8, pair().1, false, None).is_ok());
+        assert!(!waiting.is_finished());
+        engine.release();
+        assert!(waiting.join().unwrap().is_ok());
+    });
+}
+
+#[test]
+fn a_program_that_goes_takes_its_ports_along_but_not_its_successors() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let server = Server::start(&place.dir, engine.clone()).unwrap();
+    let first = Client::connect(&place.dir).unwrap().unwrap();
+    let second = Client::connect(&place.dir).unwrap().unwrap();
+    first.listen(1000, Path::new("/x"), false).unwrap();
+    first.listen(1001, Path::new("/x"), false).unwrap();
+    second.listen(1001, Path::new("/y"), false).unwrap();
+    drop(first);
+    engine.wait_noted("unlisten 1000");
+    while server.clients() > 1 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!engine.noted("unlisten 1001"));
+}
+
+#[test]
+fn when_the_engine_goes_calls_fail_and_when_it_is_back_ports_are_published_again() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let server = Server::start(&place.dir, engine.clone()).unwrap();
+    let client = Client::connect(&place.dir).unwrap().unwrap();
+    client.listen(1000, Path::new("/x"), false).unwrap();
+    let beta: SystemName = "beta".parse().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.connect(&beta, 1, pair().1, false, None));
+        engine.wait_noted("connect beta:1 false None");
+        drop(server);
+        let failure = waiting.join().unwrap().unwrap_err();
+        assert!(
+            matches!(failure, ConnectFailure::EngineGone(_)),
+            "{failure:?}"
+        );
+    });
+    engine.release();
+    assert!(matches!(client.verdict(StreamToken(1)), Verdict::Reset(_)));
+    let error = client.peers().unwrap_err().to_string();
+    assert!(error.contains("stp engine"), "{error}");
+
+    let successor = Arc::new(Pretender::default());
+    let _server = Server::start(&place.dir, successor.clone()).unwrap();
+    successor.wait_noted("listen 1000 /x false");
+    let start = Instant::now();
+    while client.verdict(StreamToken(1)) != Verdict::Clean {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn nonsense_ends_its_own_connection_only() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let _server = Server::start(&place.dir, engine.clone()).unwrap();
+    let client = Client::connect(&place.dir).unwrap().unwrap();
+    for nonsense in [
+        &b"x"[..],
+        &[0; 9],
+        &[1; 200],
+        b"\0\0\0\0\0\0\0\0\0{\"peers\":7}",
+    ] {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::SEQPACKET, flags, None).unwrap();
+        let path = SocketPath::new(&place.dir.engine_socket()).unwrap();
+        connect(&socket, path.address()).unwrap();
+        send(&socket, nonsense, rustix::net::SendFlags::NOSIGNAL).unwrap();
+        let mut byte = [0];
+        let ended = rustix::io::read(&socket, &mut byte);
+        assert!(matches!(ended, Ok(0) | Err(_)), "{nonsense:?}");
+    }
+    assert_eq!(client.verdict(StreamToken(1)), Verdict::Clean);
+}
