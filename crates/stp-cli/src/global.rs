@@ -62,6 +62,18 @@ impl Global {
         }
     }
 
+    /// Opens the group on the volume, by the host's shared engine or one in this process.
+    pub fn group(&self) -> Result<stp::Group, CliError> {
+        let mut builder = stp::Group::builder(self.volume()?);
+        if let Some(system) = &self.system {
+            builder = builder.system(system.as_str());
+        }
+        if let Some(run_dir) = &self.run_dir {
+            builder = builder.run_dir(run_dir);
+        }
+        builder.open().map_err(CliError::new)
+    }
+
     /// The volume for commands that take it as an argument too: the argument first, then the option.
     pub fn volume_or<'a>(&'a self, argument: Option<&'a str>) -> Result<&'a str, CliError> {
         match argument {

@@ -26,7 +26,7 @@ pub fn json(value: &impl Serialize) -> Result<(), CliError> {
 
 /// Says a line on standard error, marked as ours: `stp: text`.
 pub fn say(text: impl fmt::Display) {
-    let line = format!("stp: {text}\n");
+    let line = format!("stp: {}\n", crate::error::one_line(&text.to_string()));
     // If standard error is gone there is nobody left to tell.
     let _ = io::stderr().write_all(line.as_bytes());
 }
