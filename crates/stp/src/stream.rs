@@ -77,6 +77,18 @@ impl Shared {
         }
     }
 
+    /// The last handle is about to close its descriptor.
+    fn close(&self) {
+        match &self.fate {
+            Fate::Engine { calls, token } => {
+                if !self.aborted.load(Ordering::Acquire) {
+                    calls.close(*token);
+                }
+            }
+            _ => self.mark_clean(),
+        }
+    }
+
     /// How the peer's bytes ended, now that the socket says so: `None` in order, else how it broke.
     fn peer_end(&self) -> Option<String> {
         self.ended
@@ -277,7 +289,7 @@ fn broken_pipe(peer: &Addr) -> io::Error {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.mark_clean();
+            self.shared.close();
         }
     }
 }

@@ -126,6 +126,11 @@ pub trait Calls: Send + Sync {
     /// When it returns, the engine knows.
     fn mark_clean(&self, token: StreamToken);
 
+    /// As [`Calls::mark_clean`], by the program's last handle: it will not ask about the stream again.
+    fn close(&self, token: StreamToken) {
+        self.mark_clean(token);
+    }
+
     /// What became of the peer's direction.
     fn verdict(&self, token: StreamToken) -> Verdict;
 

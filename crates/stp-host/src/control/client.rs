@@ -342,6 +342,10 @@ impl Calls for Client {
         let _ = self.inner.ask(&Request::MarkClean { token }, None, None);
     }
 
+    fn close(&self, token: StreamToken) {
+        let _ = self.inner.ask(&Request::Close { token }, None, None);
+    }
+
     fn verdict(&self, token: StreamToken) -> Verdict {
         match self.inner.ask(&Request::Verdict { token }, None, None) {
             Ok(Answer::Verdict(verdict)) => verdict,

@@ -312,6 +312,10 @@ impl Client {
                 calls.mark_clean(token);
                 Answer::Done
             }
+            Request::Close { token } => {
+                calls.close(token);
+                Answer::Done
+            }
             Request::Verdict { token } => Answer::Verdict(calls.verdict(token)),
             Request::Abort { token } => {
                 calls.abort(token);

@@ -56,6 +56,9 @@ pub(super) enum Request {
     MarkClean {
         token: StreamToken,
     },
+    Close {
+        token: StreamToken,
+    },
     Verdict {
         token: StreamToken,
     },
