@@ -338,7 +338,7 @@ impl SeatRecord {
                 last_seq: Seq(entry.last_seq.get()),
                 acked_seq: Seq(entry.acked_seq.get()),
             };
-            if link.epoch != Epoch(0) && !geometry.holds(link.ring) {
+            if link.ring.extents != 0 && !geometry.holds(link.ring) {
                 return Err(Damage::Field("links.ring"));
             }
             links.push(link);

@@ -1,0 +1,99 @@
+//! Received bytes that wait for their program.
+//!
+//! - A large piece stays in the segment it came in; small ones are copied together, so that no small
+//!   piece keeps a large buffer alive.
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use stp_format::UnitBuf;
+
+/// A piece stays in its segment if it is at least this part of the segment.
+const SHARE_PART: usize = 4;
+/// Copied pieces are gathered up to about this many bytes.
+const GATHER_BYTES: usize = 16 << 10;
+
+#[derive(Debug)]
+enum Chunk {
+    Owned {
+        bytes: Vec<u8>,
+        at: usize,
+    },
+    Shared {
+        segment: Arc<UnitBuf>,
+        range: Range<usize>,
+    },
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Owned { bytes, at } => &bytes[*at..],
+            Self::Shared { segment, range } => &segment.bytes()[range.clone()],
+        }
+    }
+}
+
+/// A queue of bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Chunks {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+}
+
+impl Chunks {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.chunks.clear();
+        self.bytes = 0;
+    }
+
+    /// Appends `range` of a segment that has `segment_bytes` bytes in all.
+    pub(crate) fn push(&mut self, segment: &Arc<UnitBuf>, range: Range<usize>) {
+        self.bytes += range.len();
+        if range.len() * SHARE_PART >= segment.len() {
+            self.chunks.push_back(Chunk::Shared {
+                segment: Arc::clone(segment),
+                range,
+            });
+            return;
+        }
+        let piece = &segment.bytes()[range];
+        if let Some(Chunk::Owned { bytes, .. }) = self.chunks.back_mut()
+            && bytes.len() + piece.len() <= GATHER_BYTES
+        {
+            bytes.extend_from_slice(piece);
+            return;
+        }
+        self.chunks.push_back(Chunk::Owned {
+            bytes: piece.to_vec(),
+            at: 0,
+        });
+    }
+
+    /// The bytes in front, as far as they lie together; empty if there are none.
+    pub(crate) fn front(&self) -> &[u8] {
+        self.chunks.front().map(Chunk::bytes).unwrap_or_default()
+    }
+
+    /// Drops `count` bytes of [`Chunks::front`].
+    pub(crate) fn consume(&mut self, count: usize) {
+        let Some(front) = self.chunks.front_mut() else {
+            debug_assert_eq!(count, 0);
+            return;
+        };
+        let count = count.min(front.bytes().len());
+        match front {
+            Chunk::Owned { at, .. } => *at += count,
+            Chunk::Shared { range, .. } => range.start += count,
+        }
+        self.bytes -= count;
+        if front.bytes().is_empty() {
+            self.chunks.pop_front();
+        }
+    }
+}

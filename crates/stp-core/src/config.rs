@@ -1,0 +1,122 @@
+//! What a node is told at its start: names, time-outs, limits.
+
+use core::time::Duration;
+use stp_format::{Geometry, SeatTimings, SystemName, VolumeId};
+
+/// Who this node is and on which volume.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The volume's identity.
+    pub volume: VolumeId,
+    /// The volume's measures.
+    pub geometry: Geometry,
+    /// This system's name.
+    pub system: SystemName,
+    /// Identity of this host's run directory: processes with equal values share local locks.
+    pub host: [u8; 16],
+    /// Process id, for people who read the volume.
+    pub pid: u32,
+    /// A random number of this start.
+    pub nonce: u64,
+    /// Time-outs and intervals.
+    pub timings: Timings,
+    /// Bounds of everything that could grow.
+    pub limits: Limits,
+}
+
+/// Time-outs and intervals of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timings {
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// Silence of this node after which its peers suspend.
+    pub suspect: Duration,
+    /// Silence of this node after which its peers reset its streams.
+    pub dead: Duration,
+    /// Shortest nap between two looks at a link that has just been busy.
+    pub poll_min: Duration,
+    /// Longest interval between two looks at the seat directory.
+    pub poll_max: Duration,
+    /// How long after news a link is looked at without a nap.
+    pub poll_hot: Duration,
+    /// Silence of a link after which only the directory tells of news.
+    pub link_idle: Duration,
+    /// Most looks a second at links and directory together, once the hot time is over; 0: no bound.
+    pub poll_iops: u32,
+    /// How long an acknowledgement may wait for company.
+    pub ack_delay: Duration,
+    /// Silence after which an unacknowledged segment is written again, at first.
+    pub rewrite: Duration,
+    /// Longest a claim's write may take before the claim is begun anew.
+    pub claim_write: Duration,
+    /// How long a claim must stand before it counts; more than `claim_write`.
+    pub claim_wait: Duration,
+    /// How long a stream without a program waits for its peer's end.
+    pub orphan: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(1),
+            suspect: Duration::from_secs(5),
+            dead: Duration::from_secs(60),
+            poll_min: Duration::from_micros(100),
+            poll_max: Duration::from_millis(20),
+            poll_hot: Duration::from_millis(2),
+            link_idle: Duration::from_millis(250),
+            poll_iops: 0,
+            ack_delay: Duration::from_millis(20),
+            rewrite: Duration::from_millis(500),
+            claim_write: Duration::from_secs(1),
+            claim_wait: Duration::from_secs(2),
+            orphan: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Timings {
+    /// The part that peers read.
+    pub(crate) fn published(&self) -> SeatTimings {
+        let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        SeatTimings {
+            heartbeat_ms: ms(self.heartbeat),
+            suspect_ms: ms(self.suspect),
+            dead_ms: ms(self.dead),
+            poll_max_us: u32::try_from(self.poll_max.as_micros()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Bounds of everything that could grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Streams of a node; never more than its socket table has rows.
+    pub streams: usize,
+    /// Streams that were asked for and that no program's queue has taken yet.
+    pub offered: usize,
+    /// Segments under way on one link.
+    pub write_depth: usize,
+    /// Slots looked at side by side on one link.
+    pub read_depth: usize,
+    /// Bytes that a peer may send at first on a new stream.
+    pub window_start: u64,
+    /// Bytes that a peer may send ahead of the reader at the most.
+    pub window_max: u64,
+    /// Extents that one ring takes at the most.
+    pub ring_extents: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            streams: 65_536,
+            offered: 4096,
+            write_depth: 4,
+            read_depth: 4,
+            window_start: 256 << 10,
+            window_max: 4 << 20,
+            ring_extents: 16,
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! What this node knows of its peers: their newest records, and whether they live.
+//!
+//! - Silence is counted on this node's clock, and only while the storage answers this node: a peer is
+//!   not blamed for a storage that is silent for everybody, nor for this node's own sleep.
+//! - A record in state claiming is nobody's and is skipped.
+//! - A peer's (incarnation, record version) never goes back.
+
+use crate::time::Time;
+use alloc::vec::Vec;
+use core::time::Duration;
+use stp_format::{
+    Damage, Geometry, Incarnation, SeatId, SeatRecord, SeatState, SystemName, UNIT_BYTES, VolumeId,
+};
+
+/// The most time that one look at the directory may add to a peer's silence.
+const STEP_MAX: Duration = Duration::from_millis(1500);
+
+/// Whether a peer lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Its heartbeat moves.
+    Up,
+    /// Its heartbeat has not moved for its own `suspect` time.
+    Suspect,
+    /// Its heartbeat has not moved for its own `dead` time.
+    Dead,
+    /// It left in good order.
+    Left,
+}
+
+/// What a node knows of a peer.
+#[derive(Clone, Debug)]
+pub struct PeerInfo {
+    /// Its seat.
+    pub seat: SeatId,
+    /// Its system's name.
+    pub system: SystemName,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Whether it lives.
+    pub state: PeerState,
+    /// Ports that it listens on.
+    pub ports: Vec<u16>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) record: SeatRecord,
+    pub(crate) state: PeerState,
+    /// Reading of [`Directory::watch`] when the heartbeat last moved.
+    heard: Duration,
+}
+
+/// What a look at the directory changed in one seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A newer record of the same incarnation.
+    Record,
+    /// Another incarnation, or the first.
+    Incarnation,
+    /// Only its liveness.
+    State,
+}
+
+#[derive(Debug)]
+pub(crate) struct Directory {
+    volume: VolumeId,
+    geometry: Geometry,
+    own: SeatId,
+    pub(crate) peers: Vec<Option<Peer>>,
+    /// Per seat and copy: what the copy looked like when it was last decoded.
+    seen: Vec<[Option<(Incarnation, u64, u64)>; 2]>,
+    /// Time during which this node could have heard its peers.
+    watch: Duration,
+    read_at: Option<Time>,
+}
+
+impl Directory {
+    pub(crate) fn new(volume: VolumeId, geometry: Geometry, own: SeatId) -> Self {
+        let seats = usize::from(geometry.seats);
+        Self {
+            volume,
+            geometry,
+            own,
+            peers: (0..seats).map(|_| None).collect(),
+            seen: alloc::vec![[None; 2]; seats],
+            watch: Duration::ZERO,
+            read_at: None,
+        }
+    }
+
+    pub(crate) fn peer(&self, seat: SeatId) -> Option<&Peer> {
+        self.peers.get(usize::from(seat.0))?.as_ref()
+    }
+
+    /// How many seats a quick look must cover: all that were ever taken, and two for newcomers, who
+    /// take the lowest free one.
+    pub(crate) fn seats_in_use(&self) -> u16 {
+        let last = self.peers.iter().rposition(Option::is_some).unwrap_or(0);
+        (last.max(usize::from(self.own.0)) as u16 + 3).min(self.geometry.seats)
+    }
+
+    /// Takes a read of the first seats' records in. `healthy` says that this node's own writes
+    /// succeed. Calls `changed` for each seat of which something is new; answers the highest
+    /// incarnation of a foreign record in the own seat.
+    pub(crate) fn handle_read(
+        &mut self,
+        now: Time,
+        bytes: &[u8],
+        healthy: bool,
+        own: Incarnation,
+        changes: &mut Vec<(SeatId, Change)>,
+    ) -> Option<Incarnation> {
+        let step = now
+            .since(self.read_at.replace(now).unwrap_or(now))
+            .min(STEP_MAX);
+        if healthy {
+            self.watch += step;
+        }
+        let record_bytes = usize::from(self.geometry.record_units) * UNIT_BYTES;
+        let mut fenced_by = None;
+        for (index, pair) in bytes.chunks_exact(2 * record_bytes).enumerate() {
+            let seat = SeatId(index as u16);
+            for (copy, bytes) in pair.chunks_exact(record_bytes).enumerate() {
+                let look = SeatRecord::peek(bytes);
+                if look.is_none() || look == self.seen[index][copy] {
+                    continue;
+                }
+                let Some(record) = self.decode(bytes, seat) else {
+                    continue;
+                };
+                self.seen[index][copy] = look;
+                if record.state == SeatState::Claiming {
+                    continue;
+                }
+                if seat == self.own {
+                    if record.incarnation > own {
+                        fenced_by = fenced_by.max(Some(record.incarnation));
+                    }
+                    continue;
+                }
+                if let Some(change) = self.take(index, record) {
+                    changes.push((seat, change));
+                }
+            }
+            if self.judge(index) {
+                changes.push((seat, Change::State));
+            }
+        }
+        fenced_by
+    }
+
+    /// A copy that is torn or late is simply not there yet.
+    fn decode(&self, bytes: &[u8], seat: SeatId) -> Option<SeatRecord> {
+        let record: Result<_, Damage> =
+            SeatRecord::decode(bytes, self.volume, &self.geometry, seat);
+        record.ok()
+    }
+
+    fn take(&mut self, index: usize, record: SeatRecord) -> Option<Change> {
+        let known = &mut self.peers[index];
+        let change = match known {
+            Some(peer) if record.age_key() <= peer.record.age_key() => return None,
+            Some(peer) if peer.record.incarnation == record.incarnation => Change::Record,
+            _ => Change::Incarnation,
+        };
+        let beat = match known {
+            Some(peer) => {
+                change == Change::Incarnation || peer.record.heartbeat != record.heartbeat
+            }
+            None => true,
+        };
+        let state = match (record.state, &known) {
+            (SeatState::Left, _) => PeerState::Left,
+            (_, Some(peer)) if !beat => peer.state,
+            _ => PeerState::Up,
+        };
+        let heard = match &known {
+            Some(peer) if !beat => peer.heard,
+            _ => self.watch,
+        };
+        let before = known.as_ref().map(|peer| peer.state);
+        *known = Some(Peer {
+            record,
+            state,
+            heard,
+        });
+        // A change of both is told as the greater one; `judge` tells states that time brings.
+        match change {
+            Change::Record if before != Some(state) => Some(Change::State),
+            change => Some(change),
+        }
+    }
+
+    /// Whether a peer's state has changed by the passing of time.
+    fn judge(&mut self, index: usize) -> bool {
+        let watch = self.watch;
+        let Some(peer) = &mut self.peers[index] else {
+            return false;
+        };
+        let silent = watch.saturating_sub(peer.heard);
+        let limit = |ms: u32| Duration::from_millis(ms.into());
+        let state = match peer.state {
+            PeerState::Left => PeerState::Left,
+            _ if silent >= limit(peer.record.timings.dead_ms) => PeerState::Dead,
+            _ if silent >= limit(peer.record.timings.suspect_ms) => PeerState::Suspect,
+            _ => PeerState::Up,
+        };
+        core::mem::replace(&mut peer.state, state) != state
+    }
+}

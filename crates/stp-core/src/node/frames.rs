@@ -1,0 +1,281 @@
+//! Taking in what a peer sends. Nothing here trusts the peer: what does not fit resets the stream, and what
+//! no node writes ends the session.
+
+use super::*;
+use crate::receiver::{Expected, Look};
+use crate::stream::{Phase as StreamPhase, SendEnd, Stream};
+use stp_format::segment::{StreamKey, decode_segment};
+use stp_format::{Frame, FrameBody};
+
+/// Looks that must find nothing before a dead peer's link counts as read to its end: the first may have
+/// begun before the death was known.
+const ENDING_MISSES: u32 = 2;
+
+/// What no node writes.
+type Broken = &'static str;
+
+impl Node {
+    pub(super) fn handle_look(
+        &mut self,
+        now: Time,
+        seat: SeatId,
+        epoch: Epoch,
+        seq: Seq,
+        buf: Option<UnitBuf>,
+    ) {
+        let link = &mut self.links[usize::from(seat.0)];
+        let expected = Expected {
+            volume: self.config.volume,
+            writer: seat,
+            writer_incarnation: link.peer_incarnation,
+            reader: self.seat,
+            reader_incarnation: self.incarnation,
+            epoch,
+        };
+        let Some(incoming) = link.incoming.as_mut().filter(|_| link.peer_epoch == epoch) else {
+            if let Some(buf) = buf {
+                self.pool.give_back(buf);
+            }
+            return;
+        };
+        let (look, back) = incoming.handle_read(now, seq, buf, &expected, &self.config.timings);
+        if let Some(buf) = back {
+            self.pool.give_back(buf);
+        }
+        if look == Look::Nothing {
+            self.counters.polls_empty += 1;
+            if let Some(ending) = &mut link.ending {
+                ending.misses += 1;
+                if ending.misses >= ENDING_MISSES {
+                    let reason = ending.reason;
+                    self.end_link(now, seat, reason);
+                }
+            }
+            return;
+        }
+        if let Err(broken) = self.take_in(now, seat) {
+            self.events.push_back(Event::PeerBroken(seat, broken));
+            self.end_link(now, seat, ResetReason::Protocol);
+        }
+    }
+
+    /// Takes in all segments that were read whole, in order.
+    fn take_in(&mut self, now: Time, seat: SeatId) -> Result<(), Broken> {
+        loop {
+            let link = &mut self.links[usize::from(seat.0)];
+            let Some(incoming) = &mut link.incoming else {
+                return Ok(());
+            };
+            let Some(segment) = incoming.head() else {
+                return Ok(());
+            };
+            let segment = Arc::new(segment);
+            match decode_segment(segment.bytes(), self.config.volume) {
+                Err(damage) => {
+                    if incoming.retry(now, damage) == Look::Damaged {
+                        let what = "a segment's checksum stays wrong";
+                        self.events.push_back(Event::PeerBroken(seat, what));
+                    }
+                }
+                Ok((info, frames)) => {
+                    incoming.advance(now, info.wants_ack);
+                    if info.acked_epoch == link.my_epoch {
+                        self.handle_acked(now, seat, info.acked_seq);
+                    }
+                    for frame in frames {
+                        let frame = frame.map_err(|_| "a frame of impossible form")?;
+                        self.handle_frame(now, seat, frame, &segment)?;
+                    }
+                }
+            }
+            if let Ok(segment) = Arc::try_unwrap(segment) {
+                self.pool.give_back(segment);
+            }
+        }
+    }
+
+    fn handle_frame(
+        &mut self,
+        now: Time,
+        seat: SeatId,
+        frame: Frame<'_>,
+        segment: &Arc<UnitBuf>,
+    ) -> Result<(), Broken> {
+        let key = frame.key;
+        if let FrameBody::Open {
+            to_port,
+            from_port,
+            credit,
+        } = frame.body
+        {
+            return self.handle_open(seat, key, to_port, from_port, credit);
+        }
+        let Some(&id) = self.links[usize::from(seat.0)].keys.get(&key) else {
+            // Credit and urgent marks may cross a reset; the others deserve an answer.
+            let answered = matches!(
+                frame.body,
+                FrameBody::Data { .. } | FrameBody::Fin { .. } | FrameBody::Accept { .. }
+            );
+            if answered {
+                self.send_reset(seat, answer_key(key), ResetReason::UnknownStream);
+            }
+            return Ok(());
+        };
+        let Some(stream) = self.streams.get_mut(id) else {
+            return Ok(());
+        };
+        let fits = match frame.body {
+            FrameBody::Open { .. } => false,
+            FrameBody::Accept { credit } => {
+                let fits = stream.phase == StreamPhase::Opening;
+                if fits {
+                    stream.phase = StreamPhase::Open;
+                    stream.send_limit = credit;
+                    self.table.touch(stream.row);
+                    self.events.push_back(Event::Connected(id));
+                    self.queue_fill(id);
+                }
+                fits
+            }
+            FrameBody::Data { offset, bytes } => {
+                let end = offset.saturating_add(bytes.len() as u64);
+                let fits = stream.phase == StreamPhase::Open
+                    && !stream.fin_received
+                    && offset == stream.recv_next
+                    && end <= stream.recv_limit;
+                if fits && stream.released.is_some() {
+                    // Nobody is left to read this: the sender must know.
+                    self.reset(now, id, ResetReason::Aborted);
+                    return Ok(());
+                }
+                if fits {
+                    let start = bytes.as_ptr().addr() - segment.bytes().as_ptr().addr();
+                    stream.received.push(segment, start..start + bytes.len());
+                    stream.recv_next = end;
+                    self.counters.received_bytes += bytes.len() as u64;
+                    self.queue_deliver(id);
+                }
+                fits
+            }
+            FrameBody::Credit { limit } => {
+                let fits = stream.phase == StreamPhase::Open && limit >= stream.send_limit;
+                if fits {
+                    stream.send_limit = limit;
+                    self.queue_fill(id);
+                }
+                fits
+            }
+            FrameBody::Urgent { .. } => stream.phase == StreamPhase::Open,
+            FrameBody::Fin { offset } => {
+                let fits = stream.phase == StreamPhase::Open
+                    && !stream.fin_received
+                    && offset == stream.recv_next;
+                if fits {
+                    stream.fin_received = true;
+                    self.table.touch(stream.row);
+                    self.queue_deliver(id);
+                    self.close_if_done(id);
+                }
+                fits
+            }
+            FrameBody::Reset { reason } => {
+                self.end_stream(now, id, ResetReason::from_number(reason));
+                true
+            }
+        };
+        if !fits {
+            let key = answer_key(key);
+            self.end_stream(now, id, ResetReason::Protocol);
+            self.send_reset(seat, key, ResetReason::Protocol);
+        }
+        Ok(())
+    }
+
+    fn handle_open(
+        &mut self,
+        seat: SeatId,
+        key: StreamKey,
+        port: u16,
+        peer_port: u16,
+        credit: u64,
+    ) -> Result<(), Broken> {
+        let answer = answer_key(key);
+        if !key.by_writer || self.links[usize::from(seat.0)].keys.contains_key(&key) {
+            return Err("an open frame for a stream that exists");
+        }
+        if self.open_link(seat).is_err() {
+            // No way to answer; the opener gives up in its own time.
+            return Ok(());
+        }
+        let refusal = if self.phase != Phase::Up {
+            Some(ResetReason::EngineStopped)
+        } else if !self.listeners.contains_key(&port) {
+            Some(ResetReason::Refused)
+        } else if self.offered >= self.limits().offered {
+            Some(ResetReason::BacklogFull)
+        } else if self.streams.len() >= self.limits().streams {
+            Some(ResetReason::TooManyStreams)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            self.send_reset(seat, answer, reason);
+            return Ok(());
+        }
+        let Some(peer) = self.directory.peer(seat).map(|peer| peer.record.system) else {
+            return Ok(());
+        };
+        let stream = Stream {
+            phase: StreamPhase::Offered,
+            local_port: port,
+            peer_port,
+            send_limit: credit,
+            ..self.new_stream(seat, answer, peer)
+        };
+        let Some(id) = self.insert_stream(stream) else {
+            self.send_reset(seat, answer, ResetReason::TooManyStreams);
+            return Ok(());
+        };
+        self.offered += 1;
+        self.links[usize::from(seat.0)].keys.insert(key, id);
+        self.events.push_back(Event::Incoming {
+            id,
+            port,
+            peer,
+            peer_port,
+        });
+        Ok(())
+    }
+
+    /// The peer has taken in all segments up to `seq`.
+    pub(super) fn handle_acked(&mut self, now: Time, seat: SeatId, seq: Seq) {
+        let link = &mut self.links[usize::from(seat.0)];
+        let Some(outgoing) = &mut link.outgoing else {
+            return;
+        };
+        match outgoing.handle_acked(seq, &mut self.pool) {
+            Ok(ended) => {
+                for id in ended {
+                    if let Some(stream) = self.streams.get_mut(id) {
+                        stream.send_end = SendEnd::Acknowledged;
+                        self.table.touch(stream.row);
+                    }
+                    self.close_if_done(id);
+                }
+            }
+            Err(()) => {
+                let what = "an acknowledgement of a segment that was never sent";
+                self.events.push_back(Event::PeerBroken(seat, what));
+                self.end_link(now, seat, ResetReason::Protocol);
+            }
+        }
+    }
+}
+
+/// A stream's name as the other side writes it.
+pub(super) fn answer_key(key: StreamKey) -> StreamKey {
+    StreamKey {
+        by_writer: !key.by_writer,
+        number: key.number,
+    }
+}

@@ -1,0 +1,243 @@
+//! Following the seat directory: who appears, falls silent, leaves, comes back; sessions begin and end.
+
+use super::*;
+use crate::link::Ending;
+use stp_format::{Incarnation, LinkEntry};
+
+/// How long what a dead peer had published is still read.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// Between two reads of the whole directory.
+const FULL_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Node {
+    pub(super) fn poll_directory(&mut self, now: Time) -> Option<Io> {
+        if self.directory_reading || self.directory_at.max(self.looks_at) > now {
+            return None;
+        }
+        self.directory_reading = true;
+        self.resolving_covered = self.resolving.len();
+        let geometry = self.config.geometry;
+        let seats = match now >= self.directory_full_at {
+            true => {
+                self.directory_full_at = now + FULL_INTERVAL;
+                geometry.seats
+            }
+            false => self.directory.seats_in_use(),
+        };
+        let buf = self.pool.take(geometry.directory_units(seats));
+        let id = self.op(Purpose::Directory);
+        let place = Place::Directory { first: SeatId(0) };
+        Some(Io {
+            id,
+            place,
+            action: IoAction::Read(buf),
+        })
+    }
+
+    pub(super) fn handle_directory(&mut self, now: Time, done: IoDone) {
+        self.directory_reading = false;
+        self.directory_at = now + self.config.timings.poll_max;
+        let Some(buf) = done.buf.filter(|_| done.result.is_ok()) else {
+            // What was to be resolved by this read waits for the next.
+            self.resolving_covered = 0;
+            return;
+        };
+        let healthy = self.healthy(now);
+        let mut changes = Vec::new();
+        let fenced_by =
+            self.directory
+                .handle_read(now, buf.bytes(), healthy, self.incarnation, &mut changes);
+        self.pool.give_back(buf);
+        if let Some(by) = fenced_by {
+            self.fence(now, by);
+            return;
+        }
+        if changes.is_empty() {
+            self.counters.polls_empty += 1;
+        }
+        for (seat, change) in changes {
+            self.follow(now, seat, change);
+        }
+        self.resolve(now);
+    }
+
+    /// Another incarnation sits here: every stream is over, and nothing is written any more.
+    fn fence(&mut self, now: Time, by: Incarnation) {
+        for seat in 0..self.links.len() {
+            self.end_streams(now, SeatId(seat as u16), ResetReason::Fenced);
+        }
+        self.fail_resolving(ConnectError::Stopped);
+        self.phase = Phase::Fenced;
+        self.events.push_back(Event::Fenced(by));
+    }
+
+    fn follow(&mut self, now: Time, seat: SeatId, change: Change) {
+        let Some(peer) = self.directory.peer(seat) else {
+            return;
+        };
+        let (state, system) = (peer.state, peer.record.system);
+        let incarnation = peer.record.incarnation;
+        let twice = system == self.config.system && peer.record.host != self.config.host;
+        let link = &self.links[usize::from(seat.0)];
+        let linked = link.peer_incarnation != Incarnation(0);
+        if change != Change::Record {
+            match state {
+                PeerState::Up => {
+                    self.events.push_back(Event::PeerUp(seat, system));
+                    if twice {
+                        self.events.push_back(Event::NameTwice(seat));
+                    }
+                }
+                PeerState::Suspect => self.events.push_back(Event::PeerSuspect(seat, system)),
+                PeerState::Dead if change == Change::State => {
+                    let gone = Event::PeerGone(seat, system, ResetReason::PeerDied);
+                    self.events.push_back(gone);
+                }
+                PeerState::Left if change == Change::State => {
+                    let gone = Event::PeerGone(seat, system, ResetReason::EngineStopped);
+                    self.events.push_back(gone);
+                }
+                PeerState::Dead | PeerState::Left => {}
+            }
+        }
+        let replaced = linked && link.peer_incarnation != incarnation;
+        match state {
+            _ if replaced => self.begin_ending(now, seat, ResetReason::PeerDied),
+            PeerState::Dead if linked => self.begin_ending(now, seat, ResetReason::PeerDied),
+            PeerState::Left if linked => self.begin_ending(now, seat, ResetReason::EngineStopped),
+            PeerState::Up | PeerState::Suspect => self.sync_link(now, seat),
+            PeerState::Dead | PeerState::Left => {}
+        }
+    }
+
+    /// The peer is gone. What it had published is read to its end, then its streams are reset.
+    fn begin_ending(&mut self, now: Time, seat: SeatId, reason: ResetReason) {
+        let link = &mut self.links[usize::from(seat.0)];
+        let ending = Ending {
+            reason,
+            deadline: now + DRAIN_MAX,
+            misses: 0,
+        };
+        let running = *link.ending.get_or_insert(ending);
+        match &mut link.incoming {
+            Some(incoming) => incoming.wake(now),
+            None => self.end_link(now, seat, running.reason),
+        }
+    }
+
+    /// Ends both sessions with a peer and resets its streams; begins anew if the peer lives.
+    pub(super) fn end_link(&mut self, now: Time, seat: SeatId, reason: ResetReason) {
+        self.end_streams(now, seat, reason);
+        let link = &mut self.links[usize::from(seat.0)];
+        if let Some(ring) = link.end_sessions() {
+            self.extents.give_back(ring);
+        }
+        let alive = self.directory.peer(seat).is_some_and(|peer| {
+            matches!(
+                peer.state,
+                PeerState::Up | PeerState::Suspect | PeerState::Dead
+            )
+        });
+        let link = &mut self.links[usize::from(seat.0)];
+        if !alive {
+            link.peer_incarnation = Incarnation(0);
+        }
+        // The peer must see the new session number, above all if it only seemed dead.
+        self.own.ring();
+        if alive {
+            self.sync_link(now, seat);
+        }
+    }
+
+    fn end_streams(&mut self, now: Time, seat: SeatId, reason: ResetReason) {
+        let link = &mut self.links[usize::from(seat.0)];
+        let ids: Vec<_> = core::mem::take(&mut link.keys).into_values().collect();
+        for id in ids {
+            self.end_stream(now, id, reason);
+        }
+    }
+
+    /// Compares what the peer's record says of its link to this node with what this node knows.
+    fn sync_link(&mut self, now: Time, seat: SeatId) {
+        let Some(peer) = self.directory.peer(seat) else {
+            return;
+        };
+        let incarnation = peer.record.incarnation;
+        let entry = peer.record.links.get(usize::from(self.seat.0));
+        let entry: LinkEntry = entry.copied().unwrap_or_default();
+        let geometry = self.config.geometry;
+        let link = &mut self.links[usize::from(seat.0)];
+        if link.ending.is_some()
+            || entry.peer_incarnation != self.incarnation
+            || entry.epoch == Epoch(0)
+        {
+            return;
+        }
+        if link.peer_incarnation != incarnation {
+            if link.peer_incarnation != Incarnation(0) {
+                return self.begin_ending(now, seat, ResetReason::PeerDied);
+            }
+            link.begin_with(incarnation);
+            self.own.ring();
+        }
+        let link = &mut self.links[usize::from(seat.0)];
+        if link.peer_epoch != Epoch(0) && entry.epoch > link.peer_epoch {
+            // The peer ended its session: it took this node for dead, or found it broken.
+            let floor = Epoch(entry.epoch.0 - 1);
+            self.end_streams(now, seat, ResetReason::PeerDied);
+            let link = &mut self.links[usize::from(seat.0)];
+            if let Some(ring) = link.end_sessions() {
+                self.extents.give_back(ring);
+            }
+            link.floor = floor;
+            self.own.ring();
+        }
+        let link = &mut self.links[usize::from(seat.0)];
+        if link.peer_epoch == Epoch(0) && entry.epoch > link.floor {
+            link.peer_epoch = entry.epoch;
+            self.own.ring();
+        }
+        if link.peer_epoch != entry.epoch {
+            return;
+        }
+        if link.incoming.is_none() && entry.ring.extents != 0 {
+            link.incoming = Some(crate::receiver::Incoming::new(&geometry, entry.ring, now));
+        }
+        if let Some(incoming) = &mut link.incoming {
+            incoming.handle_hint(now, entry.last_seq);
+        }
+        if entry.acked_epoch == link.my_epoch {
+            self.handle_acked(now, seat, entry.acked_seq);
+        }
+    }
+
+    /// An outgoing link to a living peer, begun if there is none.
+    pub(super) fn open_link(&mut self, seat: SeatId) -> Result<(), ConnectError> {
+        let peer = self
+            .directory
+            .peer(seat)
+            .ok_or(ConnectError::UnknownSystem)?;
+        let incarnation = peer.record.incarnation;
+        if !matches!(peer.state, PeerState::Up | PeerState::Suspect) {
+            return Err(ConnectError::SystemDead);
+        }
+        let geometry = self.config.geometry;
+        let most = self.config.limits.ring_extents;
+        let link = &mut self.links[usize::from(seat.0)];
+        if link.ending.is_some() {
+            return Err(ConnectError::SystemDead);
+        }
+        if link.outgoing.is_some() && link.peer_incarnation == incarnation {
+            return Ok(());
+        }
+        let ring = self
+            .extents
+            .take(&geometry, most)
+            .ok_or(ConnectError::NoRing)?;
+        let link = &mut self.links[usize::from(seat.0)];
+        link.begin_with(incarnation);
+        link.outgoing = Some(crate::sender::Outgoing::new(&geometry, ring));
+        self.own.ring();
+        Ok(())
+    }
+}

@@ -1,0 +1,441 @@
+//! Moving bytes: from programs into segments, from segments to programs, and the storage operations for it.
+
+use super::frames::answer_key;
+use super::*;
+use crate::stream::{Phase as StreamPhase, SendEnd};
+use stp_format::segment::StreamKey;
+use stp_format::{Frame, FrameBody, SegmentInfo};
+
+/// Bytes that one stream may put in a row while others wait on the same link.
+const FILL_TURN: usize = 32 << 10;
+/// Resets of forgotten streams that wait for a segment, at the most: as many as there can be streams.
+const RESETS_MAX: usize = 65_536;
+
+impl Node {
+    /// The program's socket has bytes, or its end.
+    pub fn readable(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.has_bytes = true;
+            self.queue_fill(id);
+        }
+    }
+
+    /// The program's socket takes bytes again.
+    pub fn writable(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.blocked = false;
+            self.queue_deliver(id);
+        }
+    }
+
+    /// Space for bytes of a stream, to be filled from its program's socket; answer with
+    /// [`Node::filled`].
+    pub fn poll_fill(&mut self, now: Time) -> Option<(StreamId, &mut [u8])> {
+        self.tick(now);
+        let links = self.links.len();
+        let (seat, id, room) = (0..links).find_map(|step| {
+            let seat = (self.link_turn + step) % links;
+            self.next_fill(seat).map(|(id, room)| (seat, id, room))
+        })?;
+        self.link_turn = seat;
+        let outgoing = self.links[seat].outgoing.as_mut()?;
+        Some((id, outgoing.builder(&mut self.pool).data_space(room)))
+    }
+
+    /// The next stream of a link to pull bytes for, and how many at the most.
+    fn next_fill(&mut self, seat: usize) -> Option<(StreamId, usize)> {
+        if self.links[seat].outgoing.as_ref()?.fill.is_empty() || self.links[seat].ending.is_some()
+        {
+            return None;
+        }
+        self.flush_control(seat);
+        let outgoing = self.links[seat].outgoing.as_mut()?;
+        if !outgoing.can_fill() {
+            return None;
+        }
+        let alone = outgoing.fill.len() == 1;
+        while let Some(&id) = outgoing.fill.front() {
+            match self.streams.get_mut(id) {
+                Some(stream) if stream.can_fill() => {
+                    let credit = usize::try_from(stream.send_limit - stream.sent);
+                    let turn = if alone { usize::MAX } else { FILL_TURN };
+                    let room = outgoing.builder(&mut self.pool).data_room();
+                    return Some((id, room.min(turn).min(credit.unwrap_or(usize::MAX))));
+                }
+                stream => {
+                    if let Some(stream) = stream {
+                        stream.in_fill = false;
+                    }
+                    outgoing.fill.pop_front();
+                }
+            }
+        }
+        None
+    }
+
+    /// `bytes` bytes were put into the space that [`Node::poll_fill`] gave. `more`: the program's socket
+    /// may have more; otherwise call [`Node::readable`] when it has.
+    pub fn filled(&mut self, now: Time, id: StreamId, bytes: usize, more: bool) {
+        self.tick(now);
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        let seat = usize::from(stream.seat.0);
+        let Some(outgoing) = &mut self.links[seat].outgoing else {
+            return;
+        };
+        debug_assert_eq!(outgoing.fill.front(), Some(&id), "filled without poll_fill");
+        stream.has_bytes = more;
+        stream.in_fill = false;
+        if outgoing.fill.front() == Some(&id) {
+            outgoing.fill.pop_front();
+        }
+        if bytes > 0 {
+            outgoing
+                .builder(&mut self.pool)
+                .commit_data(stream.key, stream.sent, bytes);
+            stream.sent += bytes as u64;
+            self.counters.sent_bytes += bytes as u64;
+        }
+        self.queue_fill(id);
+        self.link_turn = (seat + 1) % self.links.len();
+    }
+
+    /// Bytes that arrived for a stream; answer with [`Node::delivered`].
+    pub fn poll_deliver(&mut self) -> Option<(StreamId, &[u8])> {
+        let id = loop {
+            let id = *self.deliver.front()?;
+            match self.streams.get(id) {
+                Some(stream) if !stream.received.is_empty() && !stream.blocked => break id,
+                _ => {
+                    self.deliver.pop_front();
+                    self.delivery_done(id);
+                }
+            }
+        };
+        self.streams
+            .get(id)
+            .map(|stream| (id, stream.received.front()))
+    }
+
+    /// The program's socket took `bytes` bytes. `more`: it may take more; otherwise call
+    /// [`Node::writable`] when it does.
+    pub fn delivered(&mut self, now: Time, id: StreamId, bytes: usize, more: bool) {
+        self.tick(now);
+        let window_max = self.limits().window_max;
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.received.consume(bytes);
+        stream.taken += bytes as u64;
+        stream.blocked = !more;
+        if stream.wants_credit() && stream.reset.is_none() {
+            // A program that keeps up may be sent more ahead.
+            if stream.received.is_empty() {
+                stream.window = (stream.window * 2).min(window_max.max(stream.window));
+            }
+            stream.recv_limit = stream.taken + stream.window;
+            stream.pending.credit = true;
+            self.queue_control(id);
+        }
+        // Turn by turn: the next delivery is another stream's.
+        if self.deliver.len() > 1 && self.deliver.front() == Some(&id) {
+            self.deliver.rotate_left(1);
+        }
+    }
+
+    /// Nothing more can be delivered now: tells the stream's end, if this is it.
+    fn delivery_done(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.in_deliver = false;
+        if !stream.received.is_empty() {
+            return;
+        }
+        if let Some(reason) = stream.reset {
+            self.remove_stream(id);
+            self.events.push_back(Event::Reset(id, reason));
+        } else if stream.fin_received && !stream.fin_told {
+            stream.fin_told = true;
+            self.events.push_back(Event::PeerFinished(id));
+            self.close_if_done(id);
+        }
+    }
+
+    pub(super) fn queue_fill(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        if stream.in_fill || !stream.can_fill() {
+            return;
+        }
+        if let Some(outgoing) = &mut self.links[usize::from(stream.seat.0)].outgoing {
+            stream.in_fill = true;
+            outgoing.fill.push_back(id);
+        }
+    }
+
+    pub(super) fn queue_deliver(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        if !stream.in_deliver {
+            stream.in_deliver = true;
+            self.deliver.push_back(id);
+        }
+    }
+
+    pub(super) fn queue_control(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        if stream.in_control || !stream.pending.any() {
+            return;
+        }
+        if let Some(outgoing) = &mut self.links[usize::from(stream.seat.0)].outgoing {
+            stream.in_control = true;
+            outgoing.control.push_back(id);
+        }
+    }
+
+    pub(super) fn send_reset(&mut self, seat: SeatId, key: StreamKey, reason: ResetReason) {
+        if let Some(outgoing) = &mut self.links[usize::from(seat.0)].outgoing
+            && outgoing.resets.len() < RESETS_MAX
+        {
+            outgoing.resets.push_back((key, reason));
+        }
+    }
+
+    /// Moves waiting control frames into the segment being filled, as far as they fit.
+    fn flush_control(&mut self, seat: usize) {
+        let Some(outgoing) = &mut self.links[seat].outgoing else {
+            return;
+        };
+        while let Some(&id) = outgoing.control.front() {
+            let Some(stream) = self.streams.get_mut(id) else {
+                outgoing.control.pop_front();
+                continue;
+            };
+            let key = stream.key;
+            let builder = outgoing.builder(&mut self.pool);
+            let mut put = |due: &mut bool, body: FrameBody<'_>| {
+                if *due && builder.push(&Frame { key, body }) {
+                    *due = false;
+                    return true;
+                }
+                false
+            };
+            let open = FrameBody::Open {
+                to_port: stream.peer_port,
+                from_port: stream.local_port,
+                credit: stream.recv_limit,
+            };
+            put(&mut stream.pending.open, open);
+            put(
+                &mut stream.pending.accept,
+                FrameBody::Accept {
+                    credit: stream.recv_limit,
+                },
+            );
+            put(
+                &mut stream.pending.credit,
+                FrameBody::Credit {
+                    limit: stream.recv_limit,
+                },
+            );
+            if put(
+                &mut stream.pending.fin,
+                FrameBody::Fin {
+                    offset: stream.sent,
+                },
+            ) {
+                stream.send_end = SendEnd::FinSent;
+                outgoing.fin_in_builder(id);
+            }
+            if stream.pending.any() {
+                return;
+            }
+            stream.in_control = false;
+            outgoing.control.pop_front();
+        }
+        while let Some(&(key, reason)) = outgoing.resets.front() {
+            let frame = Frame {
+                key,
+                body: FrameBody::Reset {
+                    reason: reason as u64,
+                },
+            };
+            if !outgoing.builder(&mut self.pool).push(&frame) {
+                return;
+            }
+            outgoing.resets.pop_front();
+        }
+    }
+
+    /// The next segment to be written.
+    pub(super) fn poll_segment(&mut self, now: Time) -> Option<Io> {
+        (0..self.links.len()).find_map(|seat| self.poll_link(now, seat))
+    }
+
+    fn poll_link(&mut self, now: Time, seat: usize) -> Option<Io> {
+        self.flush_control(seat);
+        let timings = self.timings();
+        let depth = self.limits().write_depth;
+        let peer_seat = SeatId(seat as u16);
+        let peer_up = self
+            .directory
+            .peer(peer_seat)
+            .is_some_and(|peer| peer.state == PeerState::Up);
+        let link = &mut self.links[seat];
+        let ack_due = link
+            .incoming
+            .as_ref()
+            .and_then(|incoming| incoming.ack_due(&timings))
+            .is_some_and(|due| due <= now);
+        let Some(outgoing) = link.outgoing.as_mut().filter(|_| link.ending.is_none()) else {
+            self.acknowledge_by_record(seat, ack_due);
+            return None;
+        };
+        if ack_due && outgoing.full() {
+            self.acknowledge_by_record(seat, true);
+            return self.poll_write(now, seat, !peer_up);
+        }
+        let full = outgoing.next_write_due(now, !peer_up);
+        if !full && outgoing.may_seal(depth, ack_due) {
+            let wants_ack = outgoing.has_frames() || outgoing.crowded();
+            let doorbell = outgoing.needs_doorbell(now);
+            let info = SegmentInfo {
+                writer: self.seat,
+                reader: peer_seat,
+                writer_incarnation: self.incarnation,
+                reader_incarnation: link.peer_incarnation,
+                epoch: link.my_epoch,
+                seq: Seq(0),
+                acked_epoch: link.peer_epoch,
+                acked_seq: link
+                    .incoming
+                    .as_ref()
+                    .map(|i| i.taken())
+                    .unwrap_or_default(),
+                wants_ack,
+            };
+            let volume = self.config.volume;
+            outgoing.seal(now, &mut self.pool, wants_ack, |builder, seq| {
+                builder.seal(volume, &SegmentInfo { seq, ..info })
+            });
+            if let Some(incoming) = &mut link.incoming {
+                incoming.acknowledged();
+            }
+            if doorbell {
+                self.own.ring();
+            }
+        }
+        self.poll_write(now, seat, !peer_up)
+    }
+
+    /// No segment can carry the acknowledgement: the seat record does.
+    fn acknowledge_by_record(&mut self, seat: usize, due: bool) {
+        if due && let Some(incoming) = &mut self.links[seat].incoming {
+            incoming.acknowledged();
+            self.own.ring();
+        }
+    }
+
+    fn poll_write(&mut self, now: Time, seat: usize, patient: bool) -> Option<Io> {
+        let rewrite = self.timings().rewrite;
+        let op = self.next_op;
+        let link = &mut self.links[seat];
+        let epoch = link.my_epoch;
+        let outgoing = link.outgoing.as_mut()?;
+        let (write, again) = outgoing.next_write(now, op, rewrite, patient)?;
+        let ring = outgoing.ring();
+        if again {
+            self.counters.rewrites += 1;
+        }
+        let id = self.op(Purpose::Segment {
+            seat: SeatId(seat as u16),
+            epoch,
+        });
+        let place = Place::Slot {
+            seat: self.seat,
+            ring,
+            slot: write.slot,
+            skip: 0,
+        };
+        let action = IoAction::Write {
+            data: write.data,
+            units: write.units,
+            durable: false,
+        };
+        Some(Io { id, place, action })
+    }
+
+    /// The next slot to look at.
+    pub(super) fn poll_look(&mut self, now: Time) -> Option<Io> {
+        if self.looks_at > now {
+            return None;
+        }
+        let timings = self.timings();
+        let depth = self.limits().read_depth;
+        let (seat, epoch, place, seq, units) =
+            self.links.iter_mut().enumerate().find_map(|(seat, link)| {
+                let incoming = link.incoming.as_mut()?;
+                let (seq, units) = incoming.next_read(now, &timings, depth)?;
+                let seat = SeatId(seat as u16);
+                let place = Place::Slot {
+                    seat,
+                    ring: incoming.ring(),
+                    slot: incoming.slot_of(seq),
+                    skip: 0,
+                };
+                Some((seat, link.peer_epoch, place, seq, units))
+            })?;
+        if timings.poll_iops > 0 {
+            self.looks_at = now + Duration::from_secs(1) / timings.poll_iops;
+        }
+        let id = self.op(Purpose::Slot { seat, epoch, seq });
+        Some(Io {
+            id,
+            place,
+            action: IoAction::Read(self.pool.take(units)),
+        })
+    }
+
+    /// The stream is over for the program, once it has what had arrived.
+    pub(super) fn end_stream(&mut self, now: Time, id: StreamId, reason: ResetReason) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        let key = answer_key(stream.key);
+        let seat = usize::from(stream.seat.0);
+        match stream.phase {
+            StreamPhase::Resolving | StreamPhase::Opening => {
+                let error = match reason {
+                    ResetReason::Refused => ConnectError::Refused,
+                    reason => ConnectError::Reset(reason),
+                };
+                self.remove_stream(id);
+                self.events.push_back(Event::Failed(id, error));
+            }
+            StreamPhase::Open if stream.released.is_some() => {
+                self.remove_stream(id);
+                self.events.push_back(Event::Closed(id));
+            }
+            StreamPhase::Open => {
+                // A peer that finished properly, and whose bytes wait here, is not undone by its death.
+                stream.reset = Some(reason);
+                stream.has_bytes = false;
+                stream.blocked &= !stream.received.is_empty();
+                stream.pending = Default::default();
+                self.links[seat].keys.remove(&key);
+                self.queue_deliver(id);
+            }
+            StreamPhase::Offered => {
+                self.remove_stream(id);
+                self.events.push_back(Event::Reset(id, reason));
+            }
+        }
+        self.tick(now);
+    }
+}

@@ -1,0 +1,303 @@
+//! The incoming side of a link: where the next segment will be, and how often to look.
+//!
+//! - The reader knows the slot of the next segment; there is no head pointer to read.
+//! - A first look reads one unit; a segment that is longer is then read whole. After segments found at the
+//!   first look, the next is read whole at once.
+//! - Looks at further slots begin as soon as the one before is known to be there, up to the depth.
+//! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
+
+use crate::config::Timings;
+use crate::time::{Time, earliest};
+use alloc::collections::VecDeque;
+use core::time::Duration;
+use stp_format::segment::peek_segment;
+use stp_format::{
+    Damage, Epoch, Geometry, Incarnation, Ring, SeatId, SegmentInfo, Seq, UnitBuf, VolumeId,
+};
+
+/// The nap is this part of the silence.
+const NAP_PART: u32 = 8;
+/// First pause after a bad checksum, doubling up to [`LATE_PAUSE_MAX`].
+const LATE_PAUSE: Duration = Duration::from_micros(50);
+const LATE_PAUSE_MAX: Duration = Duration::from_millis(20);
+/// Bad checksums of one segment after which it is reported; about ten seconds.
+const LATE_REPORT: u32 = 500;
+/// Part of the ring's slots that may wait for an acknowledgement before it is sent at once.
+const OWED_PART: u32 = 4;
+
+/// Who must have written a segment, and to whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    pub(crate) volume: VolumeId,
+    pub(crate) writer: SeatId,
+    pub(crate) writer_incarnation: Incarnation,
+    pub(crate) reader: SeatId,
+    pub(crate) reader_incarnation: Incarnation,
+    pub(crate) epoch: Epoch,
+}
+
+impl Expected {
+    fn matches(&self, info: &SegmentInfo, seq: Seq) -> bool {
+        info.writer == self.writer
+            && info.writer_incarnation == self.writer_incarnation
+            && info.reader == self.reader
+            && info.reader_incarnation == self.reader_incarnation
+            && info.epoch == self.epoch
+            && info.seq == seq
+    }
+}
+
+/// A slot that is looked at.
+#[derive(Debug, Default)]
+struct Stage {
+    reading: bool,
+    misses: u32,
+    late: u32,
+    /// The segment is there; this many units.
+    units: Option<usize>,
+    segment: Option<UnitBuf>,
+    look_at: Time,
+}
+
+/// What a finished look found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Not there yet.
+    Nothing,
+    /// There, or nearly.
+    Found,
+    /// There, but its checksum has been wrong for long.
+    Damaged,
+}
+
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    ring: Ring,
+    slots: u32,
+    next_seq: Seq,
+    stages: VecDeque<Stage>,
+    news_at: Time,
+    /// Segments in a row that were there at the first look.
+    streak: u32,
+    last_units: usize,
+    /// The last segment that the peer's record speaks of.
+    hint: Seq,
+    /// Segments taken in that want an acknowledgement, and since when the first waits.
+    owed: u32,
+    owed_since: Option<Time>,
+}
+
+impl Incoming {
+    pub(crate) fn new(geometry: &Geometry, ring: Ring, now: Time) -> Self {
+        Self {
+            ring,
+            slots: geometry.ring_slots(ring),
+            next_seq: Seq(1),
+            stages: VecDeque::new(),
+            news_at: now,
+            streak: 0,
+            last_units: 1,
+            hint: Seq(0),
+            owed: 0,
+            owed_since: None,
+        }
+    }
+
+    pub(crate) fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    pub(crate) fn slot_of(&self, seq: Seq) -> u32 {
+        (seq.0.wrapping_sub(1) % u64::from(self.slots)) as u32
+    }
+
+    /// The last segment taken in.
+    pub(crate) fn taken(&self) -> Seq {
+        Seq(self.next_seq.0 - 1)
+    }
+
+    /// The peer's record says that segments up to `last` were written.
+    pub(crate) fn handle_hint(&mut self, now: Time, last: Seq) {
+        if last >= self.next_seq && last > self.hint {
+            self.hint = last;
+            self.wake(now);
+        }
+    }
+
+    /// Something makes news likely: look again from now on.
+    pub(crate) fn wake(&mut self, now: Time) {
+        self.news_at = now;
+        if let Some(head) = self.stages.front_mut() {
+            head.look_at = now;
+        }
+    }
+
+    fn nap(&self, now: Time, timings: &Timings) -> Duration {
+        let silence = now.since(self.news_at);
+        if silence < timings.poll_hot {
+            return Duration::ZERO;
+        }
+        (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
+    }
+
+    /// Whether only the directory tells of news.
+    fn idle(&self, now: Time, timings: &Timings) -> bool {
+        self.hint < self.next_seq && now.since(self.news_at) >= timings.link_idle
+    }
+
+    /// The next slot to read, and how many units of it.
+    pub(crate) fn next_read(
+        &mut self,
+        now: Time,
+        timings: &Timings,
+        depth: usize,
+    ) -> Option<(Seq, usize)> {
+        let idle = self.idle(now, timings);
+        let whole = usize::from(self.ring.slot_units);
+        for ahead in 0..depth.min(self.slots as usize) {
+            if ahead > 0 && self.stages[ahead - 1].units.is_none() {
+                return None;
+            }
+            if ahead == self.stages.len() {
+                self.stages.push_back(Stage {
+                    look_at: now,
+                    ..Stage::default()
+                });
+            }
+            let streak = self.streak;
+            let guess = if streak >= 2 { self.last_units } else { 1 };
+            let stage = &mut self.stages[ahead];
+            let known = stage.units.is_some();
+            if stage.reading || stage.segment.is_some() || stage.look_at > now || (idle && !known) {
+                continue;
+            }
+            stage.reading = true;
+            let units = stage
+                .units
+                .unwrap_or(if stage.misses == 0 { guess } else { 1 });
+            return Some((Seq(self.next_seq.0 + ahead as u64), units.min(whole)));
+        }
+        None
+    }
+
+    /// When the next look is due.
+    pub(crate) fn due(&self, now: Time, timings: &Timings, depth: usize) -> Option<Time> {
+        let idle = self.idle(now, timings);
+        if self.stages.is_empty() {
+            return (!idle).then_some(now);
+        }
+        let mut due = None;
+        for (ahead, stage) in self.stages.iter().enumerate().take(depth) {
+            let known = stage.units.is_some();
+            if !stage.reading && stage.segment.is_none() && (known || !idle) {
+                due = earliest(due, Some(stage.look_at));
+            }
+            let next_is_new = ahead + 1 == self.stages.len() && ahead + 1 < depth;
+            if known && next_is_new && ahead + 1 < self.slots as usize {
+                due = earliest(due, Some(now));
+            }
+        }
+        due
+    }
+
+    /// A look has ended; a buffer that is not kept comes back.
+    pub(crate) fn handle_read(
+        &mut self,
+        now: Time,
+        seq: Seq,
+        buf: Option<UnitBuf>,
+        expected: &Expected,
+        timings: &Timings,
+    ) -> (Look, Option<UnitBuf>) {
+        let nap = self.nap(now, timings);
+        let whole = usize::from(self.ring.slot_units);
+        let Some(stage) = seq
+            .0
+            .checked_sub(self.next_seq.0)
+            .and_then(|at| self.stages.get_mut(at as usize))
+        else {
+            return (Look::Nothing, buf);
+        };
+        stage.reading = false;
+        let Some(buf) = buf else {
+            // The read failed.
+            stage.look_at = now + nap.max(timings.poll_max);
+            return (Look::Nothing, None);
+        };
+        match peek_segment(buf.bytes(), expected.volume) {
+            Ok((info, len)) if expected.matches(&info, seq) && UnitBuf::units_for(len) <= whole => {
+                let units = UnitBuf::units_for(len);
+                stage.units = Some(units);
+                stage.look_at = now;
+                self.news_at = now;
+                if units <= buf.units() {
+                    stage.segment = Some(buf);
+                    return (Look::Found, None);
+                }
+                (Look::Found, Some(buf))
+            }
+            // Zeros, an older segment, another session's: nothing new yet.
+            Ok(_) | Err(_) => {
+                stage.misses = stage.misses.saturating_add(1);
+                stage.look_at = now + nap;
+                (Look::Nothing, Some(buf))
+            }
+        }
+    }
+
+    /// The next segment in order, if it was read whole. Take it in and call [`Incoming::advance`], or
+    /// [`Incoming::retry`] if its checksum is wrong.
+    pub(crate) fn head(&mut self) -> Option<UnitBuf> {
+        self.stages.front_mut()?.segment.take()
+    }
+
+    /// The head's checksum is wrong: late or torn; read it again.
+    pub(crate) fn retry(&mut self, now: Time, error: Damage) -> Look {
+        debug_assert!(error != Damage::Blank);
+        let Some(head) = self.stages.front_mut() else {
+            return Look::Nothing;
+        };
+        head.late = head.late.saturating_add(1);
+        head.look_at = now + (LATE_PAUSE * (1 << head.late.min(9))).min(LATE_PAUSE_MAX);
+        if head.late == LATE_REPORT {
+            Look::Damaged
+        } else {
+            Look::Found
+        }
+    }
+
+    /// The head was taken in.
+    pub(crate) fn advance(&mut self, now: Time, wants_ack: bool) {
+        if let Some(head) = self.stages.pop_front() {
+            self.streak = if head.misses == 0 {
+                self.streak.saturating_add(1)
+            } else {
+                0
+            };
+            self.last_units = head.units.unwrap_or(1);
+        }
+        self.next_seq = self.next_seq.next();
+        self.news_at = now;
+        if wants_ack {
+            self.owed += 1;
+            self.owed_since.get_or_insert(now);
+        }
+    }
+
+    /// When an acknowledgement must be sent even if nothing else is.
+    pub(crate) fn ack_due(&self, timings: &Timings) -> Option<Time> {
+        let since = self.owed_since?;
+        let many = self.owed >= (self.slots / OWED_PART).max(1);
+        Some(if many {
+            since
+        } else {
+            since + timings.ack_delay
+        })
+    }
+
+    /// A segment with the newest acknowledgement was numbered.
+    pub(crate) fn acknowledged(&mut self) {
+        self.owed = 0;
+        self.owed_since = None;
+    }
+}

@@ -1,0 +1,368 @@
+//! The outgoing side of a link: segments that are filled, under way, or kept until acknowledged.
+//!
+//! - A segment's bytes never change once it has a number; it is written again, as it is, when its write
+//!   failed or its acknowledgement does not come.
+//! - A slot is reused only after its segment was acknowledged *and* no write to it is under way.
+//! - Group commit: with nothing under way, whatever there is goes out at once; otherwise only a segment that
+//!   is nearly full does, up to the depth.
+
+use crate::event::{ResetReason, StreamId};
+use crate::time::{Time, earliest};
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+use stp_format::segment::StreamKey;
+use stp_format::{Geometry, Ring, SegmentBuilder, Seq, UNIT_BYTES, UnitBuf};
+
+/// A failed write is tried again after this, doubling.
+const FAULT_PAUSE: Duration = Duration::from_millis(10);
+/// Bound of every pause between two writes of one segment.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A segment that only acknowledges is written again after this many times the usual pause: the seat
+/// record acknowledges it in time.
+const QUIET_FACTOR: u32 = 6;
+/// Unacknowledged segments that are looked at for a second write.
+const REWRITE_SCAN: usize = 8;
+/// Buffers kept for reuse, small ones and large ones each.
+const POOL_BUFS: usize = 24;
+/// A segment of at most this many units is copied to a buffer of its size, and the large one reused.
+const SMALL_UNITS: usize = 8;
+/// Silence after which the peer is taken not to look at the link but only at the directory.
+const DOORBELL_AFTER: Duration = Duration::from_millis(100);
+
+/// Buffers that are used again and again: fresh memory costs more than what it carries.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    small: Vec<UnitBuf>,
+    large: Vec<UnitBuf>,
+}
+
+impl Pool {
+    fn shelf(&mut self, units: usize) -> &mut Vec<UnitBuf> {
+        if units <= SMALL_UNITS {
+            &mut self.small
+        } else {
+            &mut self.large
+        }
+    }
+
+    /// A buffer of exactly `units` units; its content is whatever it was.
+    pub(crate) fn take(&mut self, units: usize) -> UnitBuf {
+        let shelf = self.shelf(units);
+        match shelf.iter().rposition(|buf| buf.units() == units) {
+            Some(at) => shelf.swap_remove(at),
+            None => UnitBuf::zeroed(units),
+        }
+    }
+
+    pub(crate) fn give_back(&mut self, buf: UnitBuf) {
+        let shelf = self.shelf(buf.units());
+        if shelf.len() >= POOL_BUFS {
+            // Sizes change as rings do: the oldest makes room.
+            shelf.swap_remove(0);
+        }
+        shelf.push(buf);
+    }
+}
+
+/// A segment with a number.
+#[derive(Debug)]
+struct Kept {
+    seq: Seq,
+    data: Arc<UnitBuf>,
+    units: usize,
+    wants_ack: bool,
+    writing: Option<u64>,
+    /// When it may be written again, unless it is acknowledged before.
+    again_at: Time,
+    tries: u32,
+}
+
+/// What [`Outgoing::next_write`] wants written.
+#[derive(Debug)]
+pub(crate) struct SegmentWrite {
+    pub(crate) slot: u32,
+    pub(crate) data: Arc<UnitBuf>,
+    pub(crate) units: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    ring: Ring,
+    slots: u32,
+    next_seq: Seq,
+    kept: VecDeque<Kept>,
+    /// Writes under way to slots of segments that were acknowledged meanwhile.
+    lingering: Vec<(u64, u32)>,
+    in_flight: usize,
+    builder: Option<SegmentBuilder>,
+    /// Streams whose fin frame is in the builder.
+    builder_fins: Vec<StreamId>,
+    /// Streams whose fin frame is in a segment that is not acknowledged.
+    fins: VecDeque<(Seq, StreamId)>,
+    /// Streams with control frames to send.
+    pub(crate) control: VecDeque<StreamId>,
+    /// Streams to pull bytes for.
+    pub(crate) fill: VecDeque<StreamId>,
+    /// Resets of streams that this node has forgotten.
+    pub(crate) resets: VecDeque<(StreamKey, ResetReason)>,
+    sealed_at: Option<Time>,
+}
+
+impl Outgoing {
+    pub(crate) fn new(geometry: &Geometry, ring: Ring) -> Self {
+        Self {
+            ring,
+            slots: geometry.ring_slots(ring),
+            next_seq: Seq(1),
+            kept: VecDeque::new(),
+            lingering: Vec::new(),
+            in_flight: 0,
+            builder: None,
+            builder_fins: Vec::new(),
+            fins: VecDeque::new(),
+            control: VecDeque::new(),
+            fill: VecDeque::new(),
+            resets: VecDeque::new(),
+            sealed_at: None,
+        }
+    }
+
+    pub(crate) fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    pub(crate) fn last_seq(&self) -> Seq {
+        Seq(self.next_seq.0 - 1)
+    }
+
+    fn slot_bytes(&self) -> usize {
+        usize::from(self.ring.slot_units) * UNIT_BYTES
+    }
+
+    fn slot_of(&self, seq: Seq) -> u32 {
+        ((seq.0 - 1) % u64::from(self.slots)) as u32
+    }
+
+    /// Whether the next segment has a slot.
+    fn has_slot(&self) -> bool {
+        let slot = self.slot_of(self.next_seq);
+        self.kept.len() < self.slots as usize && !self.lingering.iter().any(|(_, s)| *s == slot)
+    }
+
+    /// Whether so many segments wait for an acknowledgement that even one that carries only
+    /// acknowledgements must ask for one.
+    pub(crate) fn crowded(&self) -> bool {
+        self.kept.len() >= self.slots as usize / 2
+    }
+
+    /// Whether no segment can be numbered until the peer acknowledges.
+    pub(crate) fn full(&self) -> bool {
+        self.kept.len() >= self.slots as usize
+    }
+
+    /// Whether everything sent is acknowledged.
+    pub(crate) fn drained(&self) -> bool {
+        self.kept.is_empty() && self.builder.as_ref().is_none_or(SegmentBuilder::is_empty)
+    }
+
+    /// The segment that is being filled.
+    pub(crate) fn builder(&mut self, pool: &mut Pool) -> &mut SegmentBuilder {
+        let units = usize::from(self.ring.slot_units);
+        self.builder
+            .get_or_insert_with(|| SegmentBuilder::new(pool.take(units)))
+    }
+
+    pub(crate) fn fin_in_builder(&mut self, id: StreamId) {
+        self.builder_fins.push(id);
+    }
+
+    /// Whether more bytes may be pulled into the segment being filled: it has room, and it is worth it.
+    pub(crate) fn can_fill(&self) -> bool {
+        match &self.builder {
+            Some(builder) => builder.data_room() >= self.fill_min(),
+            None => true,
+        }
+    }
+
+    /// A segment with less room than this is as good as full.
+    fn fill_min(&self) -> usize {
+        self.slot_bytes() / 16
+    }
+
+    fn nearly_full(&self) -> bool {
+        self.builder
+            .as_ref()
+            .is_some_and(|builder| builder.used_bytes() >= self.slot_bytes() / 4 * 3)
+    }
+
+    /// Whether a new segment shall be numbered now; `ack_due` asks for one even without frames.
+    pub(crate) fn may_seal(&self, depth: usize, ack_due: bool) -> bool {
+        (self.has_frames() || ack_due)
+            && self.has_slot()
+            && (self.in_flight == 0 || (self.in_flight < depth && self.nearly_full()))
+    }
+
+    /// Whether the segment being filled has frames.
+    pub(crate) fn has_frames(&self) -> bool {
+        self.builder
+            .as_ref()
+            .is_some_and(|builder| !builder.is_empty())
+    }
+
+    /// Whether [`Outgoing::next_write`] has something.
+    pub(crate) fn next_write_due(&self, now: Time, patient: bool) -> bool {
+        self.next_due_write(now, patient).is_some()
+    }
+
+    /// Whether the peer may have stopped looking at this link.
+    pub(crate) fn needs_doorbell(&self, now: Time) -> bool {
+        self.sealed_at
+            .is_none_or(|at| now.since(at) >= DOORBELL_AFTER)
+    }
+
+    /// Numbers the segment being filled. `seal` puts head and checksum on.
+    pub(crate) fn seal(
+        &mut self,
+        now: Time,
+        pool: &mut Pool,
+        wants_ack: bool,
+        seal: impl FnOnce(SegmentBuilder, Seq) -> (UnitBuf, usize),
+    ) {
+        let seq = self.next_seq;
+        let units = usize::from(self.ring.slot_units);
+        let builder = self
+            .builder
+            .take()
+            .unwrap_or_else(|| SegmentBuilder::new(pool.take(units)));
+        let (buf, units) = seal(builder, seq);
+        let data = if units <= SMALL_UNITS && buf.units() > units {
+            let mut small = pool.take(units);
+            let length = small.len();
+            small.bytes_mut().copy_from_slice(&buf.bytes()[..length]);
+            pool.give_back(buf);
+            small
+        } else {
+            buf
+        };
+        self.next_seq = seq.next();
+        self.sealed_at = Some(now);
+        let fins = core::mem::take(&mut self.builder_fins);
+        self.fins.extend(fins.into_iter().map(|id| (seq, id)));
+        self.kept.push_back(Kept {
+            seq,
+            data: Arc::new(data),
+            units,
+            wants_ack,
+            writing: None,
+            again_at: now,
+            tries: 0,
+        });
+    }
+
+    fn pause(&self, kept: &Kept, rewrite: Duration) -> Duration {
+        let factor = if kept.wants_ack { 1 } else { QUIET_FACTOR };
+        (rewrite * factor * (1 << kept.tries.saturating_sub(1).min(6))).min(PAUSE_MAX)
+    }
+
+    /// The next write that is due: a new segment's first, or another one of a segment whose
+    /// acknowledgement does not come. `patient`: the peer is silent, so write nothing again. The second
+    /// value says whether it is a repetition of a write that had succeeded.
+    pub(crate) fn next_write(
+        &mut self,
+        now: Time,
+        op: u64,
+        rewrite: Duration,
+        patient: bool,
+    ) -> Option<(SegmentWrite, bool)> {
+        let at = self.next_due_write(now, patient)?;
+        self.in_flight += 1;
+        let kept = &mut self.kept[at];
+        let again = kept.tries > 0;
+        kept.writing = Some(op);
+        kept.tries += 1;
+        let (seq, data, units) = (kept.seq, Arc::clone(&kept.data), kept.units);
+        self.kept[at].again_at = now + self.pause(&self.kept[at], rewrite);
+        Some((
+            SegmentWrite {
+                seq,
+                slot: self.slot_of(seq),
+                data,
+                units,
+            },
+            again,
+        ))
+    }
+
+    /// The oldest few and the newest segment are the ones that may be due.
+    fn next_due_write(&self, now: Time, patient: bool) -> Option<usize> {
+        let newest = self.kept.len().saturating_sub(1);
+        let scan = self.kept.len().min(REWRITE_SCAN);
+        (0..scan).chain(newest..self.kept.len()).find(|at| {
+            let kept = &self.kept[*at];
+            let repeat = kept.tries > 0;
+            kept.writing.is_none() && kept.again_at <= now && !(repeat && patient)
+        })
+    }
+
+    /// A write has ended.
+    pub(crate) fn handle_written(&mut self, now: Time, op: u64, good: bool, rewrite: Duration) {
+        if let Some(at) = self
+            .lingering
+            .iter()
+            .position(|(lingering, _)| *lingering == op)
+        {
+            self.lingering.swap_remove(at);
+            self.in_flight = self.in_flight.saturating_sub(1);
+            return;
+        }
+        let Some(at) = self.kept.iter().position(|kept| kept.writing == Some(op)) else {
+            return;
+        };
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let pause = match good {
+            true => self.pause(&self.kept[at], rewrite),
+            false => (FAULT_PAUSE * (1 << self.kept[at].tries.min(9))).min(PAUSE_MAX),
+        };
+        let kept = &mut self.kept[at];
+        kept.writing = None;
+        kept.again_at = now + pause;
+    }
+
+    /// The peer has taken in all segments up to `seq`. Streams whose end is acknowledged by that; an
+    /// error if `seq` was never sent.
+    pub(crate) fn handle_acked(&mut self, seq: Seq, pool: &mut Pool) -> Result<Vec<StreamId>, ()> {
+        if seq >= self.next_seq {
+            return Err(());
+        }
+        while let Some(kept) = self.kept.front()
+            && kept.seq <= seq
+        {
+            let slot = self.slot_of(kept.seq);
+            if let Some(op) = kept.writing {
+                self.lingering.push((op, slot));
+            }
+            if let Some(kept) = self.kept.pop_front()
+                && let Ok(buf) = Arc::try_unwrap(kept.data)
+            {
+                pool.give_back(buf);
+            }
+        }
+        let mut ended = Vec::new();
+        while let Some((at, id)) = self.fins.front()
+            && *at <= seq
+        {
+            ended.push(*id);
+            self.fins.pop_front();
+        }
+        Ok(ended)
+    }
+
+    /// When the next write is due.
+    pub(crate) fn due(&self, patient: bool) -> Option<Time> {
+        let scan = self.kept.iter().take(REWRITE_SCAN).chain(self.kept.back());
+        scan.filter(|kept| kept.writing.is_none() && !(patient && kept.tries > 0))
+            .fold(None, |due, kept| earliest(due, Some(kept.again_at)))
+    }
+}

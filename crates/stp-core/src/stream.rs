@@ -1,0 +1,185 @@
+//! One end of one stream, and the slab that holds them all.
+//!
+//! - Bytes are counted by offsets from the stream's start: `sent <= send_limit`, and
+//!   `taken <= recv_next <= recv_limit`.
+//! - A stream is in a queue at most once; its flags say in which.
+
+use crate::chunks::Chunks;
+use crate::event::{ResetReason, StreamId};
+use crate::time::Time;
+use alloc::vec::Vec;
+use stp_format::segment::StreamKey;
+use stp_format::{ScbState, SeatId, SystemName};
+
+/// How far the connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Asked for; the system's node is being looked for in a fresh directory.
+    Resolving,
+    /// Asked for; the open frame is queued or under way.
+    Opening,
+    /// A peer asks; no program's queue has taken it yet.
+    Offered,
+    /// Open.
+    Open,
+}
+
+/// How far sending has come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendEnd {
+    /// More bytes may come.
+    Open,
+    /// The program sends no more; the fin frame is queued.
+    FinQueued,
+    /// The fin frame is in a segment.
+    FinSent,
+    /// The peer has taken the fin frame in.
+    Acknowledged,
+}
+
+/// Control frames that wait for the next segment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) open: bool,
+    pub(crate) accept: bool,
+    pub(crate) credit: bool,
+    pub(crate) fin: bool,
+}
+
+impl Pending {
+    pub(crate) fn any(self) -> bool {
+        self.open || self.accept || self.credit || self.fin
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) phase: Phase,
+    /// The seat of the node at the other end; this node's own while it is being looked for.
+    pub(crate) seat: SeatId,
+    /// Its name in frames that *this* node writes.
+    pub(crate) key: StreamKey,
+    pub(crate) local_port: u16,
+    pub(crate) peer_port: u16,
+    pub(crate) peer: SystemName,
+    /// Row of the socket table.
+    pub(crate) row: u32,
+    /// Bytes moved either way when the row was last written.
+    pub(crate) row_bytes: u64,
+
+    /// Bytes put into segments.
+    pub(crate) sent: u64,
+    /// Bytes that the peer allows in all.
+    pub(crate) send_limit: u64,
+    pub(crate) send_end: SendEnd,
+    /// The host says that the program's socket has bytes.
+    pub(crate) has_bytes: bool,
+    /// In the link's queue of streams to pull from.
+    pub(crate) in_fill: bool,
+    pub(crate) pending: Pending,
+    /// In the link's queue of streams with control frames.
+    pub(crate) in_control: bool,
+
+    /// Offset of the next byte to arrive.
+    pub(crate) recv_next: u64,
+    /// Bytes that the program has taken.
+    pub(crate) taken: u64,
+    /// Bytes allowed to the peer in all.
+    pub(crate) recv_limit: u64,
+    pub(crate) window: u64,
+    pub(crate) received: Chunks,
+    /// The program's socket was full.
+    pub(crate) blocked: bool,
+    /// In the node's queue of streams to deliver to.
+    pub(crate) in_deliver: bool,
+    pub(crate) fin_received: bool,
+    pub(crate) fin_told: bool,
+    /// The stream is over; told once what had arrived is delivered.
+    pub(crate) reset: Option<ResetReason>,
+    /// The program's socket is gone, since when.
+    pub(crate) released: Option<Time>,
+}
+
+impl Stream {
+    /// The state by the names of TCP.
+    pub(crate) fn state(&self) -> ScbState {
+        match (self.phase, self.send_end, self.fin_received) {
+            (Phase::Resolving | Phase::Opening, ..) => ScbState::SynSent,
+            (Phase::Offered, ..) => ScbState::SynReceived,
+            (Phase::Open, SendEnd::Open, false) => ScbState::Established,
+            (Phase::Open, SendEnd::Open, true) => ScbState::CloseWait,
+            (Phase::Open, SendEnd::Acknowledged, _) => ScbState::FinWait2,
+            (Phase::Open, _, false) => ScbState::FinWait1,
+            (Phase::Open, _, true) => ScbState::LastAck,
+        }
+    }
+
+    /// Whether bytes may be pulled from the program's socket now.
+    pub(crate) fn can_fill(&self) -> bool {
+        self.phase == Phase::Open
+            && self.has_bytes
+            && self.send_end == SendEnd::Open
+            && self.sent < self.send_limit
+            && self.reset.is_none()
+    }
+
+    /// Whether the peer shall be allowed more: half the window is used up.
+    pub(crate) fn wants_credit(&self) -> bool {
+        !self.fin_received && self.recv_limit - self.taken <= self.window / 2
+    }
+}
+
+/// All streams of a node. A handle's low half is a place, its high half counts the place's tenants.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    slots: Vec<(u32, Option<Stream>)>,
+    free: Vec<u32>,
+}
+
+impl Streams {
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn insert(&mut self, stream: Stream) -> StreamId {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.slots.push((0, None));
+            (self.slots.len() - 1) as u32
+        });
+        let (tenant, slot) = &mut self.slots[place as usize];
+        *tenant = tenant.wrapping_add(1);
+        *slot = Some(stream);
+        StreamId(u64::from(*tenant) << 32 | u64::from(place))
+    }
+
+    fn place(&self, id: StreamId) -> Option<usize> {
+        let place = (id.0 & u64::from(u32::MAX)) as usize;
+        let (tenant, slot) = self.slots.get(place)?;
+        (u64::from(*tenant) == id.0 >> 32 && slot.is_some()).then_some(place)
+    }
+
+    pub(crate) fn get(&self, id: StreamId) -> Option<&Stream> {
+        self.slots[self.place(id)?].1.as_ref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        let place = self.place(id)?;
+        self.slots[place].1.as_mut()
+    }
+
+    pub(crate) fn remove(&mut self, id: StreamId) -> Option<Stream> {
+        let place = self.place(id)?;
+        self.free.push(place as u32);
+        self.slots[place].1.take()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (StreamId, &Stream)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(place, (tenant, slot))| {
+                let id = StreamId(u64::from(*tenant) << 32 | place as u64);
+                slot.as_ref().map(|stream| (id, stream))
+            })
+    }
+}
