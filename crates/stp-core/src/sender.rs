@@ -286,7 +286,6 @@ impl Outgoing {
         self.kept[at].again_at = now + self.pause(&self.kept[at], rewrite);
         Some((
             SegmentWrite {
-                seq,
                 slot: self.slot_of(seq),
                 data,
                 units,

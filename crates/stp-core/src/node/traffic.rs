@@ -283,10 +283,7 @@ impl Node {
         let timings = self.timings();
         let depth = self.limits().write_depth;
         let peer_seat = SeatId(seat as u16);
-        let peer_up = self
-            .directory
-            .peer(peer_seat)
-            .is_some_and(|peer| peer.state == PeerState::Up);
+        let peer_up = self.peer_is_up(peer_seat);
         let link = &mut self.links[seat];
         let ack_due = link
             .incoming
@@ -301,8 +298,7 @@ impl Node {
             self.acknowledge_by_record(seat, true);
             return self.poll_write(now, seat, !peer_up);
         }
-        let full = outgoing.next_write_due(now, !peer_up);
-        if !full && outgoing.may_seal(depth, ack_due) {
+        if !outgoing.next_write_due(now, !peer_up) && outgoing.may_seal(depth, ack_due) {
             let wants_ack = outgoing.has_frames() || outgoing.crowded();
             let doorbell = outgoing.needs_doorbell(now);
             let info = SegmentInfo {
@@ -423,7 +419,7 @@ impl Node {
                 self.events.push_back(Event::Closed(id));
             }
             StreamPhase::Open => {
-                // A peer that finished properly, and whose bytes wait here, is not undone by its death.
+                // What had arrived is delivered first.
                 stream.reset = Some(reason);
                 stream.has_bytes = false;
                 stream.blocked &= !stream.received.is_empty();
