@@ -115,6 +115,22 @@ impl Cmd {
         self
     }
 
+    /// The program.
+    #[must_use]
+    pub fn program(&self) -> &OsStr {
+        self.command.get_program()
+    }
+
+    /// Program and arguments in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let words: Vec<OsString> = std::iter::once(self.command.get_program())
+            .chain(self.command.get_args())
+            .map(OsStr::to_owned)
+            .collect();
+        words.join(OsStr::new(" ")).to_string_lossy().into_owned()
+    }
+
     /// Starts it.
     ///
     /// # Panics
@@ -129,11 +145,7 @@ impl Cmd {
             File::create(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
         self.command.stdout(create(&stdout)).stderr(create(&stderr));
-        let words: Vec<OsString> = std::iter::once(self.command.get_program())
-            .chain(self.command.get_args())
-            .map(OsStr::to_owned)
-            .collect();
-        let line = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
+        let line = self.line();
         let namespaces = Arc::clone(&self.namespaces);
         let folder = self.folder.clone();
         let enter = move || -> io::Result<()> {

@@ -5,9 +5,14 @@
 //! - Each stream gives one line on standard output: what was sent and received, and how it ended.
 //! - Exit code 0: every stream was whole and ended as sockets end.
 //!
-//!     stp-load serve PORT [--streams N] [--linger SECONDS]
-//!     stp-load call SYSTEM:PORT [--streams N] [--up BYTES] [--down BYTES] [--rate BYTES_A_SECOND]
-//!              [--stall SECONDS] [--stalled N] [--retry SECONDS] [--key KEY]
+//! ```text
+//! stp-load serve PORT [--streams N] [--rate BYTES_A_SECOND] [--hold SECONDS]
+//! stp-load call SYSTEM:PORT [--streams N] [--up BYTES] [--down BYTES] [--rate BYTES_A_SECOND]
+//!          [--hold SECONDS] [--stall SECONDS] [--stalled N] [--retry SECONDS] [--key KEY]
+//! ```
+//!
+//! `--hold` waits after the last byte and before the end of the stream; `--stall` stops reading after the first
+//! bytes, on the first `--stalled` streams.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -35,7 +40,7 @@ struct Options {
     stalled: u64,
     retry: u64,
     key: u64,
-    linger: u64,
+    hold: u64,
 }
 
 fn main() -> ExitCode {
@@ -53,7 +58,7 @@ fn main() -> ExitCode {
         stalled: 0,
         retry: 30,
         key: 1,
-        linger: 0,
+        hold: 0,
     };
     for pair in args[2..].chunks(2) {
         let Some(Ok(number)) = pair.get(1).map(|number| number.parse()) else {
@@ -69,7 +74,7 @@ fn main() -> ExitCode {
             "--stalled" => options.stalled = number,
             "--retry" => options.retry = number,
             "--key" => options.key = number,
-            "--linger" => options.linger = number,
+            "--hold" => options.hold = number,
             other => {
                 eprintln!("stp-load: no option {other}");
                 return ExitCode::from(2);
@@ -143,9 +148,6 @@ fn serve(port: &str, options: Options) -> io::Result<bool> {
                             },
                         ),
                     };
-                    if options.linger > 0 {
-                        std::thread::sleep(Duration::from_secs(options.linger));
-                    }
                     drop(stream);
                     if !outcome.tell(&format!("served key={key} peer={peer}")) {
                         failed.fetch_add(1, Ordering::Relaxed);
@@ -259,7 +261,7 @@ fn exchange(
         let sender = std::thread::Builder::new()
             .stack_size(STACK)
             .spawn_scoped(scope, || {
-                let sent = send(stream, keys[0], lens[0], options.rate);
+                let sent = send(stream, keys[0], lens[0], options);
                 if sent.1.is_none() {
                     say(&format!("sent key={} bytes={}", keys[0], sent.0));
                 }
@@ -279,7 +281,8 @@ fn exchange(
     })
 }
 
-fn send(mut stream: &Stream, key: u64, len: u64, rate: u64) -> (u64, Option<io::Error>) {
+fn send(mut stream: &Stream, key: u64, len: u64, options: Options) -> (u64, Option<io::Error>) {
+    let rate = options.rate;
     let mut block = vec![0; if rate == 0 { BLOCK } else { 1024 }];
     let start = Instant::now();
     let mut at = 0;
@@ -296,6 +299,8 @@ fn send(mut stream: &Stream, key: u64, len: u64, rate: u64) -> (u64, Option<io::
             std::thread::sleep(Duration::from_nanos(nanos).saturating_sub(start.elapsed()));
         }
     }
+    say(&format!("sent key={key} bytes={at}"));
+    std::thread::sleep(Duration::from_secs(options.hold));
     (at, stream.shutdown(Shutdown::Write).err())
 }
 
@@ -322,6 +327,9 @@ fn receive(mut stream: &Stream, key: u64, len: u64, stall: u64) -> (u64, Option<
                 );
             }
             Ok(n) => {
+                if at == 0 {
+                    say(&format!("receiving key={key}"));
+                }
                 if let Some(place) = pattern::first_wrong(key, at, &block[..n]) {
                     return (
                         at,
