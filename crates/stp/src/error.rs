@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use stp_format::{GroupName, NameError, SystemName};
 use stp_host::rendezvous::RunDirError;
+use stp_host::volume::VolumeError;
+use stp_medium::SpecError;
 
 /// Why a group cannot be opened.
 #[derive(Debug)]
@@ -15,13 +17,10 @@ use stp_host::rendezvous::RunDirError;
 pub enum Error {
     /// No volume was named.
     NoVolume,
+    /// The text names no volume.
+    VolumeName(SpecError),
     /// The volume cannot be used.
-    Volume {
-        /// Which.
-        volume: PathBuf,
-        /// What is wrong with it.
-        source: io::Error,
-    },
+    Volume(Box<VolumeError>),
     /// The volume holds another group than the one asked for.
     OtherGroup {
         /// Which volume.
@@ -51,6 +50,8 @@ pub enum Error {
         /// Where it would answer.
         socket: PathBuf,
     },
+    /// No thread can be started.
+    NoThread(io::Error),
     /// The engine did not start, or did not answer.
     Engine {
         /// Which volume.
@@ -66,15 +67,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVolume => f.write_str("no volume: name one with --volume or STP_VOLUME"),
-            Self::Volume { volume, source } => {
-                // The source names the volume itself where it can.
-                let text = source.to_string();
-                if text.contains(&*volume.to_string_lossy()) {
-                    f.write_str(&text)
-                } else {
-                    write!(f, "volume {}: {text}", volume.display())
-                }
-            }
+            Self::VolumeName(error) => error.fmt(f),
+            Self::Volume(error) => error.fmt(f),
             Self::OtherGroup {
                 volume,
                 found,
@@ -99,6 +93,12 @@ impl fmt::Display for Error {
                 volume.display(),
                 socket.display()
             ),
+            Self::NoThread(source) => {
+                write!(
+                    f,
+                    "cannot start a thread: {source}; raise the limit of processes"
+                )
+            }
             Self::Engine {
                 volume,
                 system,
@@ -122,11 +122,25 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Volume { source, .. } | Self::Engine { source, .. } => Some(source),
+            Self::Engine { source, .. } | Self::NoThread(source) => Some(source),
+            Self::Volume(error) => Some(error),
+            Self::VolumeName(error) => Some(error),
             Self::RunDir(error) => Some(error),
             Self::SystemName { why, .. } => Some(why),
             _ => None,
         }
+    }
+}
+
+impl From<SpecError> for Error {
+    fn from(error: SpecError) -> Self {
+        Self::VolumeName(error)
+    }
+}
+
+impl From<VolumeError> for Error {
+    fn from(error: VolumeError) -> Self {
+        Self::Volume(Box::new(error))
     }
 }
 
@@ -139,10 +153,12 @@ impl From<RunDirError> for Error {
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::NoVolume | Error::OtherGroup { .. } | Error::SystemName { .. } => {
-                io::ErrorKind::InvalidInput
-            }
-            Error::Volume { source, .. } | Error::Engine { source, .. } => source.kind(),
+            Error::NoVolume
+            | Error::VolumeName(_)
+            | Error::OtherGroup { .. }
+            | Error::SystemName { .. } => io::ErrorKind::InvalidInput,
+            Error::Volume(_) => io::ErrorKind::InvalidData,
+            Error::Engine { source, .. } | Error::NoThread(source) => source.kind(),
             Error::RunDir(_) => io::ErrorKind::PermissionDenied,
             Error::NoSharedEngine { .. } => io::ErrorKind::NotFound,
         };

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use stp_format::{GroupName, SystemName, VolumeId};
+use stp_format::{GroupName, Superblock, SystemName, VolumeId};
 use stp_host::control::{Calls, ConnectFailure, PeerState};
 use stp_host::rendezvous::{RunDir, SystemDir};
+use stp_medium::VolumeSpec;
 
 use crate::addr::{Addr, ToAddr};
 use crate::error::Error;
 use crate::listener::Listener;
 use crate::stream::{Fate, Stream};
-use crate::volume::{self, Identity};
 use crate::{direct, node};
 
 /// Where a program's engine runs.
@@ -39,7 +39,7 @@ pub struct Group {
 
 pub(crate) struct Inner {
     volume: PathBuf,
-    identity: Identity,
+    superblock: Superblock,
     pub(crate) dir: SystemDir,
     pub(crate) calls: Arc<dyn Calls>,
 }
@@ -94,24 +94,29 @@ impl Builder {
     pub fn open(self) -> Result<Group, Error> {
         let volume = self.volume.ok_or(Error::NoVolume)?;
         let system = system_name(self.system)?;
-        let identity = volume::identify(&volume).map_err(|source| Error::Volume {
-            volume: volume.clone(),
-            source,
-        })?;
-        if let Some(asked) = self.group.filter(|asked| *asked != identity.group) {
+        let spec = match volume.to_str() {
+            Some(text) => text.parse::<VolumeSpec>()?,
+            None => VolumeSpec::from(volume.as_path()),
+        };
+        // Looking writes nothing; a node of this process opens it once more.
+        let superblock = node::aside(|| {
+            let volume = stp_host::volume::open_read_only(&spec)?;
+            Ok::<_, Error>(*volume.superblock())
+        })??;
+        if let Some(asked) = self.group.filter(|asked| *asked != superblock.group) {
             return Err(Error::OtherGroup {
                 volume,
-                found: Box::new(identity.group),
+                found: Box::new(superblock.group),
                 asked: Box::new(asked),
             });
         }
         let run = RunDir::open_default(self.run_dir.as_deref())?;
-        let dir = run.system(identity.id, &system)?;
-        let calls = node::attach(&volume, &dir, self.engine)?;
+        let dir = run.system(superblock.volume, &system)?;
+        let calls = node::attach(&spec, &run, &dir, self.engine)?;
         Ok(Group {
             inner: Arc::new(Inner {
                 volume,
-                identity,
+                superblock,
                 dir,
                 calls,
             }),
@@ -160,7 +165,7 @@ impl Group {
 
     /// The group's name.
     pub fn name(&self) -> &GroupName {
-        &self.inner.identity.group
+        &self.inner.superblock.group
     }
 
     /// This system's name.
@@ -170,7 +175,7 @@ impl Group {
 
     /// The volume's identity.
     pub fn volume_id(&self) -> VolumeId {
-        self.inner.identity.id
+        self.inner.superblock.volume
     }
 
     /// The volume, as it was named.

@@ -29,7 +29,6 @@ mod node;
 mod stream;
 #[cfg(feature = "tokio")]
 pub mod tokio;
-mod volume;
 
 pub use addr::{Addr, AddrError, ToAddr};
 pub use error::Error;

@@ -1,62 +1,95 @@
 //! The way to an engine: embedded in this process, or shared by the host.
 //!
-//! - One node per volume, system and run directory in a process, shared by all its groups; it leaves when
-//!   the last group, listener and stream of it is gone.
+//! - One control connection a process for each shared engine, and one node a process for each volume, system
+//!   and run directory; groups, listeners and streams share them, and the last of these ends them.
 
+use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
 
-use stp_format::SystemName;
-use stp_host::control::{Calls, ConnectFailure, Connected, Peer, StreamToken, Verdict};
+use stp_host::control::{Calls, Client};
+use stp_host::rendezvous::{RunDir, SystemDir};
+use stp_medium::VolumeSpec;
 
 use crate::error::Error;
 use crate::group::EngineChoice;
-use stp_host::rendezvous::SystemDir;
+
+/// Runs `work` on a thread that ends with it.
+///
+/// The kernel interrupts every thread that has used an io_uring when that ring goes. A thread of the program
+/// must not: its system calls would fail with `Interrupted` for no reason of its own.
+pub(crate) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    thread::scope(|scope| {
+        let helper = thread::Builder::new()
+            .name("stp-open".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(Error::NoThread)?;
+        match helper.join() {
+            Ok(done) => Ok(done),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
 
 /// Finds or starts the engine of `dir`.
 pub(crate) fn attach(
-    _volume: &Path,
-    _dir: &SystemDir,
-    _choice: EngineChoice,
+    spec: &VolumeSpec,
+    run: &RunDir,
+    dir: &SystemDir,
+    choice: EngineChoice,
 ) -> Result<Arc<dyn Calls>, Error> {
-    Ok(Arc::new(Nobody))
+    if choice != EngineChoice::Embedded {
+        let found = shared(dir).map_err(|source| failed(spec, dir, source))?;
+        if let Some(client) = found {
+            return Ok(client);
+        }
+        if choice == EngineChoice::Shared {
+            return Err(Error::NoSharedEngine {
+                volume: spec.to_string().into(),
+                system: *dir.system(),
+                socket: dir.engine_socket(),
+            });
+        }
+    }
+    embedded(spec, run, dir)
 }
 
-/// No engine: streams within this system work, everything else says so.
-struct Nobody;
-
-const NOT_YET: &str = "this build reaches programs of its own system only";
-
-impl Calls for Nobody {
-    fn listen(&self, _port: u16, _path: &Path, _raw: bool) -> io::Result<()> {
-        Ok(())
+fn failed(spec: &VolumeSpec, dir: &SystemDir, source: io::Error) -> Error {
+    Error::Engine {
+        volume: spec.to_string().into(),
+        system: *dir.system(),
+        source,
     }
+}
 
-    fn unlisten(&self, _port: u16) {}
-
-    fn connect(
-        &self,
-        _to: &SystemName,
-        _port: u16,
-        _socket: OwnedFd,
-        _raw: bool,
-        _timeout: Option<Duration>,
-    ) -> Result<Connected, ConnectFailure> {
-        Err(ConnectFailure::Failed(NOT_YET.to_owned()))
+/// The connection to the shared engine, if one runs.
+fn shared(dir: &SystemDir) -> io::Result<Option<Arc<Client>>> {
+    // A forked child is another process: it connects anew.
+    type Clients = HashMap<(u32, PathBuf), Weak<Client>>;
+    static CLIENTS: Mutex<Option<Clients>> = Mutex::new(None);
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let clients = clients.get_or_insert_default();
+    clients.retain(|_, client| client.strong_count() > 0);
+    let key = (std::process::id(), dir.engine_socket());
+    if let Some(client) = clients.get(&key).and_then(Weak::upgrade)
+        && client.is_connected()
+    {
+        return Ok(Some(client));
     }
+    let Some(client) = Client::connect(dir)? else {
+        return Ok(None);
+    };
+    let client = Arc::new(client);
+    clients.insert(key, Arc::downgrade(&client));
+    Ok(Some(client))
+}
 
-    fn mark_clean(&self, _token: StreamToken) {}
+#[path = "nobody.rs"]
+mod nobody;
 
-    fn verdict(&self, _token: StreamToken) -> Verdict {
-        Verdict::Reset(NOT_YET.to_owned())
-    }
-
-    fn abort(&self, _token: StreamToken) {}
-
-    fn peers(&self) -> io::Result<Vec<Peer>> {
-        Ok(Vec::new())
-    }
+/// This process's own engine.
+fn embedded(_spec: &VolumeSpec, _run: &RunDir, _dir: &SystemDir) -> Result<Arc<dyn Calls>, Error> {
+    Ok(Arc::new(nobody::Nobody))
 }

@@ -11,7 +11,7 @@ use support::{Conn, Listen, Net, Stp, Tcp};
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Runs a body on TCP, within one system, and across two.
+/// Runs a body on TCP, within one system, and between two whose engines are a model.
 macro_rules! parity {
     ($(#[$doc:meta])* fn $name:ident($net:ident) $body:block) => {
         $(#[$doc])*
@@ -28,6 +28,11 @@ macro_rules! parity {
             #[test]
             fn direct() {
                 body(&Stp::direct());
+            }
+
+            #[test]
+            fn modelled() {
+                body(&Stp::modelled());
             }
         }
     };

@@ -145,6 +145,11 @@ impl Client {
             .spawn(move || read_answers(&reading, socket, receiver))?;
         Ok(Some(Self { inner }))
     }
+
+    /// Whether there is an engine at the other end now.
+    pub fn is_connected(&self) -> bool {
+        self.inner.state().socket.is_some()
+    }
 }
 
 impl Drop for Client {

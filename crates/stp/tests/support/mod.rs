@@ -1,13 +1,17 @@
 //! What the tests share: temporary places, and one face for `std::net` and for `stp`.
 #![allow(unreachable_pub, dead_code, reason = "each test file uses its part")]
 
+mod hub;
+
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use stp_format::Superblock;
+pub use hub::Hub;
+use stp_host::volume::FormatOptions;
+use stp_medium::VolumeSpec;
 
 /// A volume and run directories that go with the value.
 pub struct Place {
@@ -21,29 +25,33 @@ impl Place {
         Self { root }
     }
 
+    pub fn volume_id(&self) -> stp::VolumeId {
+        let spec = VolumeSpec::from(self.root.path().join("volume").as_path());
+        aside(|| {
+            let volume = stp_host::volume::open_read_only(&spec).unwrap();
+            volume.superblock().volume
+        })
+    }
+
     pub fn group(&self, system: &str) -> stp::Group {
         open(self.root.path(), system)
     }
 }
 
 pub fn format(path: &Path) {
-    let superblock = Superblock {
-        volume: stp::VolumeId(*uuid_like()),
+    let options = FormatOptions {
         group: "lab".parse().unwrap(),
-        geometry: stp_format::Geometry::plan(256 << 20, 16).unwrap(),
-        created_unix_s: 0,
+        size_bytes: Some(64 << 20),
+        seats: 8,
+        force: false,
     };
-    std::fs::write(path, superblock.encode().bytes()).unwrap();
+    let spec = VolumeSpec::from(path);
+    aside(|| stp_host::volume::format(&spec, &options).unwrap());
 }
 
-fn uuid_like() -> Box<[u8; 16]> {
-    use std::hash::{BuildHasher, Hasher};
-    let mut id = [0; 16];
-    for half in id.chunks_mut(8) {
-        let random = std::hash::RandomState::new().build_hasher().finish();
-        half.copy_from_slice(&random.to_le_bytes());
-    }
-    Box::new(id)
+/// The kernel interrupts a thread that has used an io_uring when that goes: the tests' own threads must not.
+fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
 /// Opens the group of `root` as `system`; each system has a run directory of its own, as two hosts have.
@@ -188,9 +196,25 @@ pub struct Stp {
     pub from: stp::Group,
     pub to: stp::Group,
     _place: Place,
+    _hub: Hub,
 }
 
 impl Stp {
+    /// From `alpha` to `beta`, joined by the model.
+    pub fn modelled() -> Self {
+        let place = Place::new();
+        let mut hub = Hub::default();
+        let id = place.volume_id();
+        hub.start(place.root.path(), id, "alpha");
+        hub.start(place.root.path(), id, "beta");
+        Self {
+            from: place.group("alpha"),
+            to: place.group("beta"),
+            _place: place,
+            _hub: hub,
+        }
+    }
+
     /// Both ends on one system.
     pub fn direct() -> Self {
         let place = Place::new();
@@ -198,6 +222,7 @@ impl Stp {
             from: place.group("alpha"),
             to: place.group("alpha"),
             _place: place,
+            _hub: Hub::default(),
         }
     }
 }
