@@ -1,0 +1,578 @@
+//! The driver: one node, its medium and its local streams, moved on step by step.
+//!
+//! - It owns no thread and never waits: whoever calls [`Driver::step`] waits between the steps, until
+//!   [`Step::wake_at`] or until something happens.
+//! - A step does bounded work in this order: completions, sockets, deadlines, events, deliveries, pulls,
+//!   submissions. What exceeds a budget is done in the next step ([`Step::more`]).
+//! - A stream's socket is closed only after its last received byte was handed over, or when it is reset.
+//! - A program's end without a mark is its death: the peer gets a reset, never a clean end.
+
+pub(super) mod leave;
+mod openings;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use stp_core::{
+    Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, StreamId, Time,
+};
+use stp_medium::{Completion, Medium, Op, OpId};
+
+use super::clock::Clock;
+use super::command::{Command, Reply};
+use super::error::connect_failure;
+use super::local::{LocalSide, Pulled, Pushed};
+use super::ports::{Ports, WAIT_MAX, Waiting};
+use super::verdict::{Ending, Verdicts};
+use crate::control::{ConnectFailure, Connected, StreamToken};
+
+/// Bounds of one step's work for each activity.
+const COMPLETIONS_MAX: usize = 256;
+const READY_MAX: usize = 512;
+const EVENTS_MAX: usize = 512;
+const DELIVERIES_MAX: usize = 512;
+const PULLS_MAX: usize = 512;
+/// Bytes moved in one step each way: a heartbeat never waits behind more.
+const STEP_BYTES_MAX: usize = 8 << 20;
+const SUBMISSIONS_MAX: usize = 256;
+/// Reported for a storage error that carries no number: EIO.
+const ERRNO_IO: i32 = 5;
+/// Reported for a place outside the volume: EINVAL.
+const ERRNO_INVALID: i32 = 22;
+
+/// What a step leaves to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// There is more to do at once: collect what happened, but do not wait.
+    pub more: bool,
+    /// The latest time of the next step, if nothing happens before.
+    pub wake_at: Option<Time>,
+    /// The node is over; no further step does anything.
+    pub over: Option<Over>,
+}
+
+/// How a node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// It left its seat.
+    Left,
+    /// Its seat belongs to another node.
+    Fenced,
+}
+
+/// One stream of a program of this host.
+#[derive(Debug)]
+struct Stream<S> {
+    socket: S,
+    token: StreamToken,
+    raw: bool,
+    /// The program's end of file has been seen and passed on.
+    finished: bool,
+    /// The program can neither send nor receive any more.
+    hangup: bool,
+    /// The program takes no more: received bytes are thrown away.
+    deaf: bool,
+}
+
+/// A connection that a program of this host waits for.
+#[derive(Debug)]
+struct Opening<S> {
+    ticket: u64,
+    socket: S,
+    raw: bool,
+    reply: Reply<Result<Connected, ConnectFailure>>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// Closed streams deliver what they hold until the deadline.
+    Lingering {
+        deadline: Time,
+    },
+    Leaving {
+        deadline: Time,
+    },
+    Over(Over),
+}
+
+/// A node on its way: generic over its storage, its clock and its local side.
+pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
+    node: Node,
+    clock: C,
+    local: L,
+    streams: HashMap<StreamId, Stream<L::Socket>>,
+    by_token: HashMap<StreamToken, StreamId>,
+    openings: HashMap<StreamId, Opening<L::Socket>>,
+    ports: Ports<L::Listener>,
+    verdicts: Arc<Verdicts>,
+    /// The last token given; the next is one further.
+    last_token: u64,
+    phase: Phase,
+    label: String,
+    /// Last: the buffers under way belong to it.
+    medium: Box<M>,
+}
+
+impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
+    /// A node in the seat that was claimed for it. `label` names the volume in messages; tokens follow
+    /// `last_token`.
+    #[allow(clippy::too_many_arguments, reason = "its parts, each once")]
+    pub fn new(
+        config: NodeConfig,
+        claimed: Claimed,
+        medium: Box<M>,
+        clock: C,
+        local: L,
+        verdicts: Arc<Verdicts>,
+        label: String,
+        last_token: u64,
+    ) -> Self {
+        let now = clock.now();
+        Self {
+            node: Node::new(config, claimed, now),
+            clock,
+            local,
+            streams: HashMap::new(),
+            by_token: HashMap::new(),
+            openings: HashMap::new(),
+            ports: Ports::new(),
+            verdicts,
+            last_token,
+            phase: Phase::Running,
+            label,
+            medium,
+        }
+    }
+
+    /// The node, for its getters.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The local side, for whoever waits.
+    pub fn local_mut(&mut self) -> &mut L {
+        &mut self.local
+    }
+
+    /// The storage.
+    pub fn medium(&self) -> &M {
+        &self.medium
+    }
+
+    /// The time that a step would see.
+    pub fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// Does what there is to do, within the budgets.
+    pub fn step(&mut self) -> Step {
+        if let Phase::Over(over) = self.phase {
+            return Step {
+                more: false,
+                wake_at: None,
+                over: Some(over),
+            };
+        }
+        let mut more = self.reap();
+        more |= self.drain_ready();
+        let now = self.clock.now();
+        if self.node.poll_timeout().is_some_and(|at| at <= now) {
+            self.node.handle_timeout(now);
+        }
+        self.retry_openings(now);
+        self.drain_events(now);
+        more |= self.deliver(now);
+        more |= self.pull(now);
+        let now = self.clock.now();
+        more |= self.submit(now);
+        // What delivering and submitting brought about.
+        more |= self.drain_events(now);
+        self.move_on(now);
+        let wake_at = [
+            self.node.poll_timeout(),
+            self.ports.poll_timeout(),
+            match self.phase {
+                Phase::Lingering { deadline } | Phase::Leaving { deadline } => Some(deadline),
+                Phase::Running | Phase::Over(_) => None,
+            },
+        ];
+        let over = match self.phase {
+            Phase::Over(over) => Some(over),
+            _ => None,
+        };
+        Step {
+            more,
+            wake_at: wake_at.into_iter().flatten().min(),
+            over,
+        }
+    }
+
+    /// Does what a handle asks for.
+    pub fn handle_command(&mut self, command: Command<L>) {
+        let now = self.clock.now();
+        match command {
+            Command::Listen {
+                port,
+                listener,
+                raw,
+                reply,
+            } => self.listen(port, listener, raw, reply),
+            Command::Unlisten { port } => self.unlisten(now, port),
+            Command::Connect {
+                ticket,
+                to,
+                port,
+                local_port,
+                socket,
+                raw,
+                reply,
+            } => {
+                let opening = Opening {
+                    ticket,
+                    socket,
+                    raw,
+                    reply,
+                };
+                self.connect(now, &to, port, local_port, opening);
+            }
+            Command::Cancel { ticket } => self.cancel(now, ticket),
+            Command::Abort { token } => {
+                if let Some(&id) = self.by_token.get(&token) {
+                    self.node.reset(now, id, ResetReason::Aborted);
+                    self.forget(id, Some(Ending::Reset(ResetReason::Aborted)));
+                }
+            }
+            Command::Peers { reply } => reply.send(self.node.peers().collect()),
+            Command::Stats { reply } => reply.send(self.node.stats()),
+            Command::Leave { linger } => {
+                if matches!(self.phase, Phase::Running) {
+                    self.begin_leave(now, now + linger);
+                }
+            }
+        }
+    }
+
+    // --- storage
+
+    fn reap(&mut self) -> bool {
+        for _ in 0..COMPLETIONS_MAX {
+            let Some(Completion { id, buf, result }) = self.medium.poll() else {
+                return false;
+            };
+            let result = result.map_err(|error| {
+                tracing::debug!(volume = %self.label, %error, "a transfer failed");
+                let invalid = error.kind() == std::io::ErrorKind::InvalidInput;
+                let unnamed = if invalid { ERRNO_INVALID } else { ERRNO_IO };
+                IoFault {
+                    errno: error.raw_os_error().unwrap_or(unnamed),
+                }
+            });
+            let done = IoDone {
+                id: id.0,
+                buf,
+                result,
+            };
+            self.node.handle_io(self.clock.now(), done);
+        }
+        true
+    }
+
+    fn submit(&mut self, now: Time) -> bool {
+        let mut submitted = 0;
+        while submitted < SUBMISSIONS_MAX {
+            let Some(Io { id, place, action }) = self.node.poll_io(now) else {
+                break;
+            };
+            let op = match action {
+                IoAction::Read(buf) => Op::Read { place, buf },
+                IoAction::Write {
+                    data,
+                    units,
+                    durable,
+                } => Op::Write {
+                    place,
+                    data,
+                    units,
+                    durable,
+                },
+            };
+            self.medium.submit(OpId(id), op);
+            submitted += 1;
+        }
+        if submitted > 0 {
+            self.medium.kick();
+        }
+        // Without a descriptor to wait for, what was submitted is complete by now.
+        submitted == SUBMISSIONS_MAX || (submitted > 0 && self.medium.wait_fd().is_none())
+    }
+
+    // --- local sockets
+
+    fn drain_ready(&mut self) -> bool {
+        for _ in 0..READY_MAX {
+            let Some((id, ready)) = self.local.poll_ready() else {
+                return false;
+            };
+            let Some(stream) = self.streams.get_mut(&id) else {
+                continue;
+            };
+            if ready.writable {
+                self.local.room_seen(id, &mut stream.socket);
+                self.node.writable(id);
+            }
+            if ready.readable && !stream.finished {
+                self.node.readable(id);
+            }
+            if ready.hangup && !stream.hangup {
+                stream.hangup = true;
+                if stream.finished {
+                    self.node.release(self.clock.now(), id);
+                }
+            }
+        }
+        true
+    }
+
+    fn deliver(&mut self, now: Time) -> bool {
+        let mut bytes_left = STEP_BYTES_MAX;
+        for _ in 0..DELIVERIES_MAX {
+            if bytes_left == 0 {
+                break;
+            }
+            let Some((id, bytes)) = self.node.poll_deliver() else {
+                return false;
+            };
+            let offered = bytes.len();
+            let taken = match self.streams.get_mut(&id) {
+                Some(stream) if !stream.deaf => match self.local.send(&mut stream.socket, bytes) {
+                    Pushed::Bytes(taken) => {
+                        if taken < offered {
+                            self.local.await_room(id, &mut stream.socket);
+                        }
+                        taken.min(offered)
+                    }
+                    Pushed::Broken => {
+                        stream.deaf = true;
+                        offered
+                    }
+                },
+                _ => offered,
+            };
+            bytes_left = bytes_left.saturating_sub(taken);
+            self.node.delivered(now, id, taken, taken == offered);
+        }
+        true
+    }
+
+    fn pull(&mut self, now: Time) -> bool {
+        let mut bytes_left = STEP_BYTES_MAX;
+        for _ in 0..PULLS_MAX {
+            if bytes_left == 0 {
+                break;
+            }
+            let Some((id, space)) = self.node.poll_fill(now) else {
+                return false;
+            };
+            let pulled = match self.streams.get_mut(&id) {
+                Some(stream) if !stream.finished => self.local.recv(&mut stream.socket, space),
+                _ => Pulled::Empty,
+            };
+            match pulled {
+                Pulled::Bytes(count) => {
+                    bytes_left = bytes_left.saturating_sub(count);
+                    self.node.filled(now, id, count, true);
+                }
+                Pulled::Empty => self.node.filled(now, id, 0, false),
+                Pulled::End => {
+                    self.node.filled(now, id, 0, false);
+                    self.program_finished(now, id);
+                }
+                Pulled::Broken => {
+                    self.node.filled(now, id, 0, false);
+                    self.program_broke(now, id);
+                }
+            }
+        }
+        true
+    }
+
+    /// The end of what the program sends.
+    fn program_finished(&mut self, now: Time, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if !stream.raw && !self.verdicts.is_marked(stream.token) {
+            self.program_died(now, id);
+            return;
+        }
+        stream.finished = true;
+        self.node.finish(now, id);
+        if stream.hangup {
+            self.node.release(now, id);
+        }
+    }
+
+    /// The program closed its end with received bytes unread: as a TCP socket does, it resets.
+    fn program_broke(&mut self, now: Time, id: StreamId) {
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
+        if stream.raw || self.verdicts.is_marked(stream.token) {
+            self.node.reset(now, id, ResetReason::Aborted);
+            self.forget(id, Some(Ending::Reset(ResetReason::Aborted)));
+        } else {
+            self.program_died(now, id);
+        }
+    }
+
+    fn program_died(&mut self, now: Time, id: StreamId) {
+        self.node.reset(now, id, ResetReason::ProgramDied);
+        self.forget(id, Some(Ending::Reset(ResetReason::ProgramDied)));
+    }
+
+    /// Closes the engine's end of a stream.
+    fn forget(&mut self, id: StreamId, ending: Option<Ending>) {
+        let Some(stream) = self.streams.remove(&id) else {
+            return;
+        };
+        self.by_token.remove(&stream.token);
+        if let Some(ending) = ending {
+            self.verdicts.decide(stream.token, ending);
+        }
+        self.verdicts.end(stream.token);
+        self.local.close(stream.socket);
+    }
+
+    fn keep(&mut self, id: StreamId, token: StreamToken, socket: L::Socket, raw: bool) {
+        let stream = Stream {
+            socket,
+            token,
+            raw,
+            finished: false,
+            hangup: false,
+            deaf: false,
+        };
+        self.verdicts.open(token);
+        self.by_token.insert(token, id);
+        self.streams.insert(id, stream);
+    }
+
+    fn next_token(last: &mut u64) -> StreamToken {
+        *last = last.wrapping_add(1);
+        StreamToken(*last)
+    }
+
+    // --- what the node says
+
+    fn drain_events(&mut self, now: Time) -> bool {
+        let mut any = false;
+        for _ in 0..EVENTS_MAX {
+            let Some(event) = self.node.poll_event() else {
+                return any;
+            };
+            any = true;
+            self.handle_event(now, event);
+        }
+        true
+    }
+
+    fn handle_event(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Listening(port) => {
+                if let Some(entry) = self.ports.by_number.get_mut(&port) {
+                    entry.published = true;
+                    for reply in entry.replies.drain(..) {
+                        reply.send(Ok(()));
+                    }
+                }
+            }
+            Event::Incoming {
+                id,
+                port,
+                peer,
+                peer_port,
+            } => {
+                let waiting = Waiting {
+                    id,
+                    peer,
+                    peer_port,
+                    give_up: now + WAIT_MAX,
+                };
+                self.incoming(now, port, waiting);
+            }
+            Event::Connected(id) => self.connected(now, id),
+            Event::Failed(id, why) => {
+                if let Some(opening) = self.openings.remove(&id) {
+                    self.local.close(opening.socket);
+                    opening.reply.send(Err(connect_failure(why)));
+                }
+            }
+            Event::PeerFinished(id) => {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    self.verdicts.decide(stream.token, Ending::Clean);
+                    self.local.finish(&mut stream.socket);
+                }
+            }
+            Event::Reset(id, reason) => {
+                self.ports.withdraw(id);
+                if let Some(opening) = self.openings.remove(&id) {
+                    self.local.close(opening.socket);
+                    let failure = ConnectFailure::Reset(reason.to_string());
+                    opening.reply.send(Err(failure));
+                }
+                self.forget(id, Some(Ending::Reset(reason)));
+            }
+            Event::Closed(id) => {
+                self.ports.withdraw(id);
+                self.forget(id, None);
+            }
+            Event::StorageStalled(errno) => {
+                let error = errno.map(std::io::Error::from_raw_os_error);
+                tracing::warn!(
+                    volume = %self.label,
+                    error = error.as_ref().map(tracing::field::display),
+                    "the storage does not take writes: streams wait until it does"
+                );
+            }
+            Event::StorageBack => {
+                tracing::warn!(volume = %self.label, "the storage takes writes again");
+            }
+            Event::NameTwice(seat) => tracing::warn!(
+                volume = %self.label,
+                %seat,
+                "another host uses this system's name: give one of them another with --system"
+            ),
+            Event::PeerBroken(seat, what) => tracing::warn!(
+                volume = %self.label,
+                %seat,
+                what,
+                "a node writes what no node should: its streams were reset, run `stp check`"
+            ),
+            Event::Fenced(_) => {
+                self.reset_all(ResetReason::Fenced);
+                self.phase = Phase::Over(Over::Fenced);
+            }
+            Event::Left => self.phase = Phase::Over(Over::Left),
+            event => tracing::debug!(volume = %self.label, ?event, "a peer changed"),
+        }
+    }
+
+    fn reset_all(&mut self, reason: ResetReason) {
+        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
+        for id in streams {
+            self.forget(id, Some(Ending::Reset(reason)));
+        }
+        for (_, opening) in self.openings.drain() {
+            self.local.close(opening.socket);
+            // Dropping the reply tells that the engine is gone.
+        }
+    }
+}
+
+impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Drop for Driver<M, C, L> {
+    /// Programs see the end of every stream, even where a forked child holds copies of the sockets.
+    fn drop(&mut self) {
+        self.reset_all(ResetReason::EngineStopped);
+    }
+}

@@ -1,0 +1,154 @@
+//! The engine's thread: it steps the driver and waits, and nothing else.
+//!
+//! - Its end, however it comes, is told to every handle before the thread is gone.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+use stp_core::NodeConfig;
+use stp_medium::Medium;
+
+use super::attach::{Attached, attach};
+use super::clock::MonotonicClock;
+use super::driver::{Driver, Over};
+use super::error::{AttachError, Stopped};
+use super::handle::{EngineConfig, Shared, VolumeInfo};
+use super::local::UnixLocal;
+use super::verdict::Verdicts;
+use super::wait::Wait;
+use crate::rendezvous::FileLock;
+
+/// A running engine's parts, for its handle.
+pub(super) struct Started {
+    pub(super) shared: Arc<Shared>,
+    pub(super) thread: JoinHandle<()>,
+    /// Disconnected when the thread has told everybody that it is over.
+    pub(super) over: mpsc::Receiver<()>,
+}
+
+type UnixDriver = Driver<dyn Medium, MonotonicClock, UnixLocal>;
+
+/// Claims a seat and starts the thread.
+pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
+    let EngineConfig {
+        mut medium,
+        label,
+        superblock,
+        dir,
+        host,
+        timings,
+        limits,
+        linger: _,
+    } = config;
+    let clock = MonotonicClock::new();
+    let pid = std::process::id();
+    let system = *dir.system();
+    let (volume, geometry) = (superblock.volume, superblock.geometry);
+    medium.set_geometry(geometry);
+    let local = UnixLocal::new().map_err(AttachError::Resources)?;
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let kick: Arc<OwnedFd> =
+        Arc::new(eventfd(0, flags).map_err(|errno| AttachError::Resources(errno.into()))?);
+    let wait =
+        Wait::new(&local, Arc::clone(&kick), medium.wait_fd()).map_err(AttachError::Resources)?;
+
+    let node = NodeConfig {
+        volume,
+        geometry,
+        system,
+        host,
+        pid,
+        nonce: random()?,
+        timings,
+        limits,
+    };
+    let Attached { claimed, lock } = attach(&mut *medium, &clock, node.clone(), &dir, &label)?;
+    let seat = claimed.seat;
+    tracing::debug!(volume = %label, %system, %seat, "attached");
+
+    let info = VolumeInfo {
+        id: volume,
+        group: superblock.group,
+        geometry,
+        label: label.clone(),
+        storage: medium.describe(),
+    };
+    let verdicts = Arc::new(Verdicts::default());
+    let shared = Arc::new(Shared::new(info, system, seat, Arc::clone(&verdicts), kick));
+    let last_token = random()?;
+    let (tell_over, over) = mpsc::sync_channel::<()>(1);
+    let thread = {
+        let shared = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("stp-engine".to_owned())
+            .spawn(move || {
+                let driver = Driver::new(
+                    node, claimed, medium, clock, local, verdicts, label, last_token,
+                );
+                run(driver, wait, lock, &shared);
+                drop(tell_over);
+            })
+            .map_err(AttachError::Resources)?
+    };
+    Ok(Started {
+        shared,
+        thread,
+        over,
+    })
+}
+
+/// Runs the driver to its end; a panic inside ends in an error for callers, not in a hang.
+fn run(driver: UnixDriver, wait: Wait, lock: FileLock, shared: &Shared) {
+    let outcome = catch_unwind(AssertUnwindSafe(move || {
+        let stopped = drive(driver, wait, shared);
+        // The driver and its medium are gone: nothing writes into the seat any more.
+        drop(lock);
+        stopped
+    }));
+    let stopped = outcome.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        Stopped::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
+    });
+    match &stopped {
+        Stopped::Left => {}
+        stopped => tracing::error!("{stopped}"),
+    }
+    shared.stop(stopped);
+}
+
+fn drive(mut driver: UnixDriver, mut wait: Wait, shared: &Shared) -> Stopped {
+    loop {
+        for command in shared.take_commands() {
+            driver.handle_command(command);
+        }
+        let step = driver.step();
+        match step.over {
+            Some(Over::Left) => return Stopped::Left,
+            Some(Over::Fenced) => {
+                return Stopped::Fenced {
+                    volume: shared.volume.label.clone(),
+                    seat: shared.seat,
+                };
+            }
+            None => {}
+        }
+        let now = driver.now();
+        let waited = wait.wait(driver.local_mut(), now, step.wake_at, !step.more);
+        if let Err(error) = waited {
+            return Stopped::Failed(format!("it cannot wait: {error}"));
+        }
+    }
+}
+
+fn random() -> Result<u64, AttachError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| AttachError::Resources(std::io::Error::other(error)))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,635 @@
+//! Two engines in one process on one volume, each with a run directory of its own: what programs see.
+//!
+//! - Programs are plain Unix sockets here, as in life.
+//! - Nothing is judged by time; a test that hangs is ended by [`PATIENCE`].
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use stp_core::ResetReason;
+use stp_format::{Geometry, SeatId, Superblock, SystemName, VolumeId};
+use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
+use stp_host::engine::{Ending, EngineConfig, EngineHandle, start, start_shared};
+use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SystemDir};
+use stp_medium::local::{Local, Store};
+use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PORT: u16 = 7000;
+
+struct World {
+    store: Store,
+    superblock: Superblock,
+    root: tempfile::TempDir,
+}
+
+struct Host {
+    engine: EngineHandle,
+    dir: SystemDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let size = 64 << 20;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).unwrap();
+        let superblock = Superblock {
+            volume: VolumeId(id),
+            group: "test".parse().unwrap(),
+            geometry: Geometry::plan(size, 4).unwrap(),
+            created_unix_s: 0,
+        };
+        Self {
+            store: Store::new(size as usize),
+            superblock,
+            root: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn config(&self, name: &str, medium: Box<dyn Medium>) -> EngineConfig {
+        let run = RunDir::open(&self.root.path().join(name)).unwrap();
+        let dir = run.system(self.superblock.volume, &system(name)).unwrap();
+        let host = run.host_id().unwrap();
+        EngineConfig::new(medium, "memory", self.superblock, dir, host)
+    }
+
+    fn host(&self, name: &str) -> Host {
+        let mut medium = self.store.attach();
+        medium.set_geometry(self.superblock.geometry);
+        let config = self.config(name, Box::new(medium));
+        let dir = config.dir.clone();
+        Host {
+            engine: start(config).unwrap(),
+            dir,
+        }
+    }
+
+    fn pair(&self) -> (Host, Host) {
+        (self.host("alpha"), self.host("beta"))
+    }
+}
+
+impl Host {
+    fn listen(&self, port: u16, raw: bool) -> UnixListener {
+        let path = self.dir.port_socket(port);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        self.engine.listen(port, &path, raw).unwrap();
+        listener
+    }
+
+    fn connect(&self, to: &str, port: u16) -> End {
+        self.try_connect(to, port, false).unwrap()
+    }
+
+    fn try_connect(&self, to: &str, port: u16, raw: bool) -> Result<End, ConnectFailure> {
+        let (program, engine) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(engine);
+        // A system that has just appeared is found at the next look at the directory.
+        let Connected { token, .. } =
+            self.engine
+                .connect(&system(to), port, socket, raw, Some(PATIENCE))?;
+        Ok(self.end(program, token))
+    }
+
+    fn accept(&self, listener: &UnixListener) -> (End, PeerName) {
+        let (program, _) = listener.accept().unwrap();
+        let name = peer_name(&program);
+        assert_eq!(name.kind, PeerNameKind::Engine);
+        (self.end(program, StreamToken(name.token)), name)
+    }
+
+    fn end(&self, socket: UnixStream, token: StreamToken) -> End {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        End {
+            socket,
+            token,
+            engine: self.engine.clone(),
+        }
+    }
+}
+
+/// A program's end of a stream, as the library treats it.
+struct End {
+    socket: UnixStream,
+    token: StreamToken,
+    engine: EngineHandle,
+}
+
+impl End {
+    fn finish(&self) {
+        self.engine.mark_clean(self.token);
+        self.socket.shutdown(Shutdown::Write).unwrap();
+    }
+
+    fn close(self) {
+        self.engine.mark_clean(self.token);
+    }
+
+    fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.socket.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn ending(&self) -> Ending {
+        self.engine.ending(self.token)
+    }
+
+    /// Waits until the stream has ended one way or the other.
+    fn wait_ending(&self) -> Ending {
+        eventually(|| Some(self.ending()).filter(|ending| *ending != Ending::Open))
+    }
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "it never happened");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn system(name: &str) -> SystemName {
+    name.parse().unwrap()
+}
+
+fn peer_name(socket: &UnixStream) -> PeerName {
+    let address = rustix::net::getpeername(socket).unwrap().unwrap();
+    let address = rustix::net::SocketAddrUnix::try_from(address).unwrap();
+    PeerName::parse(address.abstract_name().unwrap()).unwrap()
+}
+
+/// Bytes that differ at every place and for every seed.
+struct Pattern(u64);
+
+impl Pattern {
+    fn next(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+fn send_pattern(mut to: impl Write, seed: u64, total: usize) {
+    let mut pattern = Pattern(seed);
+    let mut chunk = vec![0; 64 << 10];
+    let mut left = total;
+    while left > 0 {
+        let now = left.min(chunk.len());
+        pattern.next(&mut chunk[..now]);
+        to.write_all(&chunk[..now]).unwrap();
+        left -= now;
+    }
+}
+
+fn check_pattern(mut from: impl Read, seed: u64, total: usize) {
+    let mut pattern = Pattern(seed);
+    let (mut expected, mut found) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let mut left = total;
+    while left > 0 {
+        let now = left.min(expected.len());
+        pattern.next(&mut expected[..now]);
+        from.read_exact(&mut found[..now]).unwrap();
+        assert!(expected[..now] == found[..now], "{left} bytes from the end");
+        left -= now;
+    }
+}
+
+#[test]
+fn an_echo_with_half_closes_ends_clean_on_both_sides() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let mut client = alpha.connect("beta", PORT);
+    let (mut server, peer) = beta.accept(&listener);
+    assert_eq!(peer.system, system("alpha"));
+    assert_ne!(peer.port, 0);
+
+    client.socket.write_all(b"are you there?").unwrap();
+    client.finish();
+    assert_eq!(server.read_to_end(), b"are you there?");
+    assert_eq!(server.wait_ending(), Ending::Clean);
+    assert_eq!(client.ending(), Ending::Open);
+    server.socket.write_all(b"yes").unwrap();
+    server.finish();
+    assert_eq!(client.read_to_end(), b"yes");
+    assert_eq!(client.wait_ending(), Ending::Clean);
+    client.close();
+    server.close();
+}
+
+#[test]
+fn much_goes_both_ways_at_once_unchanged() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let client = alpha.connect("beta", PORT);
+    let (server, _) = beta.accept(&listener);
+    let total = 64 << 20;
+    thread::scope(|scope| {
+        for (end, send, check) in [(&client, 1, 2), (&server, 2, 1)] {
+            scope.spawn(move || {
+                send_pattern(&end.socket, send, total);
+                end.finish();
+            });
+            scope.spawn(move || {
+                check_pattern(&end.socket, check, total);
+                assert_eq!((&end.socket).read(&mut [0]).unwrap(), 0);
+                assert_eq!(end.wait_ending(), Ending::Clean);
+            });
+        }
+    });
+}
+
+#[test]
+fn many_streams_share_a_link() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let streams = 200;
+    let bytes = 100_000;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..streams {
+                let (server, _) = beta.accept(&listener);
+                scope.spawn(move || {
+                    io::copy(&mut &server.socket, &mut &server.socket).unwrap();
+                    assert_eq!(server.wait_ending(), Ending::Clean);
+                    server.close();
+                });
+            }
+        });
+        for seed in 0..streams {
+            let client = alpha.connect("beta", PORT);
+            scope.spawn(move || {
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        send_pattern(&client.socket, seed, bytes);
+                        client.finish();
+                    });
+                    check_pattern(&client.socket, seed, bytes);
+                });
+                assert_eq!((&client.socket).read(&mut [0]).unwrap(), 0);
+                assert_eq!(client.wait_ending(), Ending::Clean);
+                client.close();
+            });
+        }
+    });
+}
+
+/// A program that is killed closes its sockets without a word: what it had sent arrives, and then the
+/// peer must not take the end for the end of the file.
+#[test]
+fn a_program_that_dies_resets_its_streams_after_what_it_sent() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let mut client = alpha.connect("beta", PORT);
+    let (mut server, _) = beta.accept(&listener);
+    let sent = vec![7; 300_000];
+    let writer = thread::spawn(move || {
+        client.socket.write_all(&sent).unwrap();
+        drop(client.socket);
+        client.engine
+    });
+    assert_eq!(server.read_to_end().len(), 300_000);
+    assert_eq!(
+        server.wait_ending(),
+        Ending::Reset(ResetReason::ProgramDied)
+    );
+    drop(writer.join().unwrap());
+}
+
+#[test]
+fn a_raw_stream_ends_with_its_socket() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, true);
+    let client = alpha.try_connect("beta", PORT, true).unwrap();
+    let (mut server, _) = beta.accept(&listener);
+    (&client.socket).write_all(b"bye").unwrap();
+    drop(client.socket);
+    assert_eq!(server.read_to_end(), b"bye");
+    assert_eq!(server.wait_ending(), Ending::Clean);
+}
+
+#[test]
+fn an_abort_resets_the_peer() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let client = alpha.connect("beta", PORT);
+    let (mut server, _) = beta.accept(&listener);
+    client.engine.abort(client.token);
+    assert_eq!(server.read_to_end(), b"");
+    assert_eq!(server.wait_ending(), Ending::Reset(ResetReason::Aborted));
+    assert_eq!(client.wait_ending(), Ending::Reset(ResetReason::Aborted));
+}
+
+#[test]
+fn closing_with_bytes_unread_resets_as_tcp_does() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let mut client = alpha.connect("beta", PORT);
+    let (server, _) = beta.accept(&listener);
+    client.socket.write_all(b"never read").unwrap();
+    rustix::event::poll(
+        &mut [rustix::event::PollFd::new(
+            &server.socket,
+            rustix::event::PollFlags::IN,
+        )],
+        None,
+    )
+    .unwrap();
+    server.close();
+    assert_eq!(client.wait_ending(), Ending::Reset(ResetReason::Aborted));
+    assert_eq!(client.read_to_end(), b"");
+}
+
+#[test]
+fn who_does_not_listen_or_exist_is_named() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let _other = beta.listen(PORT + 1, false);
+    let refused = alpha.try_connect("beta", PORT, false).err().unwrap();
+    assert_eq!(refused, ConnectFailure::Refused);
+    let unknown = alpha.try_connect("gamma", PORT, false).err().unwrap();
+    assert_eq!(unknown, ConnectFailure::UnknownSystem);
+    drop(beta);
+}
+
+/// A listener whose process died leaves its socket behind: the first connection finds nobody, and the
+/// port is taken off the volume.
+#[test]
+fn a_dead_listener_is_refused_and_forgotten() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    drop(beta.listen(PORT, false));
+    let refused = alpha.try_connect("beta", PORT, false).err().unwrap();
+    assert_eq!(refused, ConnectFailure::Refused);
+    let listener = beta.listen(PORT, false);
+    let client = alpha.connect("beta", PORT);
+    let (server, _) = beta.accept(&listener);
+    client.close();
+    server.close();
+}
+
+#[test]
+fn a_full_backlog_makes_connections_wait_and_loses_none() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let path = beta.dir.port_socket(PORT);
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 1).unwrap();
+    let listener = UnixListener::from(socket);
+    beta.engine.listen(PORT, &path, false).unwrap();
+    let other = beta.listen(PORT + 1, false);
+    let count = 12;
+    thread::scope(|scope| {
+        for seed in 0..count {
+            let alpha = &alpha;
+            scope.spawn(move || {
+                let client = alpha.connect("beta", PORT);
+                send_pattern(&client.socket, seed, 5000);
+                client.close();
+            });
+        }
+        // Another port is served meanwhile.
+        let client = alpha.connect("beta", PORT + 1);
+        let (server, _) = beta.accept(&other);
+        client.close();
+        server.close();
+        for _ in 0..count {
+            let (mut server, _) = beta.accept(&listener);
+            assert_eq!(server.read_to_end().len(), 5000);
+            assert_eq!(server.wait_ending(), Ending::Clean);
+            server.close();
+        }
+    });
+}
+
+#[test]
+fn a_reader_that_stops_stalls_only_itself() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let stuck = alpha.connect("beta", PORT);
+    let (sleeper, _) = beta.accept(&listener);
+    let total = 32 << 20;
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            send_pattern(&stuck.socket, 5, total);
+            stuck.finish();
+        });
+        for seed in 10..13 {
+            let client = alpha.connect("beta", PORT);
+            let (server, _) = beta.accept(&listener);
+            scope
+                .spawn(move || {
+                    let echo = scope.spawn(move || {
+                        io::copy(&mut &server.socket, &mut &server.socket).unwrap();
+                        server.close();
+                    });
+                    thread::scope(|scope| {
+                        scope.spawn(|| {
+                            send_pattern(&client.socket, seed, 4 << 20);
+                            client.finish();
+                        });
+                        check_pattern(&client.socket, seed, 4 << 20);
+                    });
+                    client.close();
+                    echo.join().unwrap();
+                })
+                .join()
+                .unwrap();
+        }
+        assert!(
+            !writer.is_finished(),
+            "32 MiB went to a program that reads nothing"
+        );
+        check_pattern(&sleeper.socket, 5, total);
+        assert_eq!((&sleeper.socket).read(&mut [0]).unwrap(), 0);
+        assert_eq!(sleeper.wait_ending(), Ending::Clean);
+    });
+}
+
+#[test]
+fn a_leave_delivers_what_was_closed_and_resets_what_is_open() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let open = alpha.connect("beta", PORT);
+    let (mut open_server, _) = beta.accept(&listener);
+    let closed = alpha.connect("beta", PORT);
+    let (mut closed_server, _) = beta.accept(&listener);
+    let reader = thread::spawn(move || {
+        let bytes = closed_server.read_to_end();
+        (bytes.len(), closed_server.wait_ending())
+    });
+    let handle = alpha.engine.clone();
+    send_pattern(&closed.socket, 3, 1 << 20);
+    closed.close();
+    handle.leave();
+
+    assert_eq!(reader.join().unwrap(), (1 << 20, Ending::Clean));
+    assert_eq!(open_server.read_to_end(), b"");
+    assert!(matches!(open_server.wait_ending(), Ending::Reset(_)));
+    assert!(matches!(open.ending(), Ending::Reset(_)));
+    let gone = alpha.try_connect("beta", PORT, false).err().unwrap();
+    assert!(matches!(gone, ConnectFailure::EngineGone(_)), "{gone:?}");
+    let path = alpha.dir.port_socket(PORT);
+    let error = alpha.engine.listen(PORT, &path, false).unwrap_err();
+    assert!(
+        error.to_string().contains("open the group again"),
+        "{error}"
+    );
+    let peers = eventually(|| {
+        let peers = beta.engine.peers().unwrap();
+        let left = |p: &stp_host::control::Peer| p.state == stp_host::control::PeerState::Left;
+        peers.iter().any(left).then_some(peers)
+    });
+    assert_eq!(peers.len(), 1);
+    assert_eq!(peers[0].system, "alpha");
+}
+
+#[test]
+fn a_peer_that_leaves_and_comes_back_is_reached_again() {
+    let world = World::new();
+    let alpha = world.host("alpha");
+    for round in 0..3 {
+        let beta = world.host("beta");
+        let listener = beta.listen(PORT, false);
+        let client = alpha.connect("beta", PORT);
+        let (mut server, _) = beta.accept(&listener);
+        (&client.socket).write_all(&[round]).unwrap();
+        client.close();
+        assert_eq!(server.read_to_end(), [round]);
+        assert_eq!(server.wait_ending(), Ending::Clean);
+        server.close();
+    }
+}
+
+#[test]
+fn groups_of_one_process_share_an_engine() {
+    let world = World::new();
+    let config = || {
+        let mut medium = world.store.attach();
+        medium.set_geometry(world.superblock.geometry);
+        world.config("alpha", Box::new(medium))
+    };
+    let first = start_shared(config()).unwrap();
+    let second = start_shared(config()).unwrap();
+    assert_eq!(first.seat(), second.seat());
+    drop(first);
+    assert!(second.stopped().is_none());
+    second.leave();
+    let third = start_shared(config()).unwrap();
+    assert!(third.stopped().is_none());
+}
+
+/// Storage that does what it should until it is told to bring down its caller.
+struct Bomb {
+    inner: Local,
+    fuse: Arc<AtomicBool>,
+}
+
+impl Medium for Bomb {
+    fn set_geometry(&mut self, geometry: Geometry) {
+        self.inner.set_geometry(geometry);
+    }
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.inner.size_bytes()
+    }
+    fn submit(&mut self, id: OpId, op: Op) {
+        assert!(!self.fuse.load(Ordering::Relaxed), "boom");
+        self.inner.submit(id, op);
+    }
+    fn kick(&mut self) {
+        self.inner.kick();
+    }
+    fn poll(&mut self) -> Option<Completion> {
+        self.inner.poll()
+    }
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.wait_fd()
+    }
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+    fn lock_seat(&mut self, seat: SeatId) -> io::Result<SeatLock> {
+        self.inner.lock_seat(seat)
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[test]
+fn a_panic_in_the_engine_is_an_error_for_everybody_who_waits() {
+    let world = World::new();
+    let beta = world.host("beta");
+    let listener = beta.listen(PORT, false);
+    let fuse = Arc::new(AtomicBool::new(false));
+    let bomb = Bomb {
+        inner: world.store.attach(),
+        fuse: Arc::clone(&fuse),
+    };
+    let config = world.config("alpha", Box::new(bomb));
+    let dir = config.dir.clone();
+    let alpha = Host {
+        engine: start(config).unwrap(),
+        dir,
+    };
+    let mut client = alpha.connect("beta", PORT);
+    let (_server, _) = beta.accept(&listener);
+    fuse.store(true, Ordering::Relaxed);
+    let gone = eventually(|| alpha.try_connect("beta", PORT, false).err());
+    assert!(
+        matches!(&gone, ConnectFailure::EngineGone(why) if why.contains("boom")),
+        "{gone:?}"
+    );
+    assert_eq!(client.read_to_end(), b"");
+    assert_eq!(
+        client.wait_ending(),
+        Ending::Reset(ResetReason::EngineStopped)
+    );
+}
+
+#[test]
+fn a_second_node_of_a_system_takes_a_seat_of_its_own() {
+    let world = World::new();
+    let first = world.host("alpha");
+    let second = world.host("alpha");
+    assert_ne!(first.engine.seat(), second.engine.seat());
+    let listener = second.listen(PORT, false);
+    let beta = world.host("beta");
+    let client = beta.connect("alpha", PORT);
+    let (server, _) = second.accept(&listener);
+    client.close();
+    server.close();
+}
