@@ -146,9 +146,4 @@ impl Extents {
         self.used[first..first + usize::from(ring.extents)].fill(false);
         self.rings = self.rings.saturating_sub(1);
     }
-
-    #[cfg(test)]
-    pub(crate) fn all_free(&self) -> bool {
-        self.rings == 0 && !self.used.contains(&true)
-    }
 }

@@ -409,6 +409,7 @@ impl Node {
             StreamPhase::Resolving | StreamPhase::Opening => {
                 let error = match reason {
                     ResetReason::Refused => ConnectError::Refused,
+                    ResetReason::EngineStopped | ResetReason::PeerDied => ConnectError::SystemDead,
                     reason => ConnectError::Reset(reason),
                 };
                 self.remove_stream(id);

@@ -1,0 +1,408 @@
+//! Streams between nodes on a volume in memory: opening, data, credit, ends, faults, deaths. Each test runs
+//! over several seeds, that is, over several orders in which operations land and end.
+
+mod world;
+
+use std::time::Duration;
+use stp_core::*;
+use world::{App, Faults, World, pattern};
+
+const SEEDS: std::ops::Range<u64> = 1..9;
+
+fn two(seed: u64) -> World {
+    let mut world = World::new(seed, 4, 8 << 20);
+    world.add("alpha", true);
+    world.add("beta", true);
+    world.ready();
+    world.hosts[1].serve = |_| {
+        Some(App {
+            echo: true,
+            ..App::default()
+        })
+    };
+    world.listen(1, 7000);
+    world
+}
+
+fn sender(seed: u64, length: usize) -> App {
+    let bytes = pattern(seed, length);
+    App {
+        expected: Some(bytes.clone()),
+        to_send: bytes,
+        finish: true,
+        ..App::default()
+    }
+}
+
+fn assert_quiet(world: &mut World) {
+    world.run_until("nothing is left of any stream", |world| {
+        world
+            .hosts
+            .iter()
+            .flat_map(|host| &host.node)
+            .all(Node::is_quiet)
+    });
+}
+
+#[test]
+fn an_echo_comes_back_whole_and_both_ends_close() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        let lengths = [0, 1, 100, 5000, 300_000, 3_000_000];
+        let ids: Vec<_> = lengths
+            .iter()
+            .map(|length| world.connect(0, "beta", 7000, sender(seed, *length)))
+            .collect();
+        world.run_until("all echoes are closed", |world| {
+            ids.iter().all(|id| world.app(0, *id).closed)
+        });
+        for (id, length) in ids.iter().zip(lengths) {
+            let app = world.app(0, *id);
+            assert_eq!(app.received.len(), length);
+            assert!(app.peer_finished && app.reset.is_none());
+        }
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_storage_that_errs_and_loses_writes_delays_and_does_not_harm() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.faults = Faults {
+            write_errors: 5,
+            read_errors: 5,
+            lost_writes: 3,
+            partial_writes: 5,
+        };
+        let ids: Vec<_> = (0..10)
+            .map(|n| world.connect(0, "beta", 7000, sender(seed + n, 200_000)))
+            .collect();
+        world.run_until("all echoes are closed", |world| {
+            ids.iter().all(|id| world.app(0, *id).closed)
+        });
+        for id in &ids {
+            let app = world.app(0, *id);
+            assert_eq!(app.received.len(), 200_000);
+            assert!(app.reset.is_none());
+        }
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn two_thousand_streams_share_a_link() {
+    let mut world = World::new(3, 2, 64 << 20);
+    world.add("alpha", true);
+    world.add("beta", true);
+    world.ready();
+    world.hosts[1].serve = |_| {
+        Some(App {
+            echo: true,
+            ..App::default()
+        })
+    };
+    world.listen(1, 7000);
+    let ids: Vec<_> = (0..2000)
+        .map(|n| world.connect(0, "beta", 7000, sender(n, 2000)))
+        .collect();
+    world.run_until("all echoes are closed", |world| {
+        ids.iter().all(|id| world.app(0, *id).closed)
+    });
+    assert!(
+        ids.iter()
+            .all(|id| world.app(0, *id).received.len() == 2000)
+    );
+    assert_quiet(&mut world);
+}
+
+#[test]
+fn refused_unknown_and_departed_are_told_apart() {
+    let mut world = two(1);
+    let refused = world.connect(0, "beta", 7001, App::default());
+    let unknown = world.connect(0, "gamma", 7000, App::default());
+    world.run_until("both have failed", |world| {
+        [refused, unknown]
+            .iter()
+            .all(|id| world.app(0, *id).failed.is_some())
+    });
+    assert_eq!(world.app(0, refused).failed, Some(ConnectError::Refused));
+    assert_eq!(
+        world.app(0, unknown).failed,
+        Some(ConnectError::UnknownSystem)
+    );
+    world.act(1, Node::leave);
+    world.run_until("beta has left", |world| {
+        world.hosts[1].events.contains(&Event::Left)
+    });
+    let departed = world.connect(0, "beta", 7000, App::default());
+    world.run_until("it has failed", |world| {
+        world.app(0, departed).failed.is_some()
+    });
+    assert_eq!(
+        world.app(0, departed).failed,
+        Some(ConnectError::SystemDead)
+    );
+    assert_quiet(&mut world);
+}
+
+#[test]
+fn a_slow_reader_stalls_only_itself() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.hosts[1].serve = |port| {
+            Some(App {
+                echo: port == 7000,
+                stopped: port == 7001,
+                ..App::default()
+            })
+        };
+        world.listen(1, 7001);
+        let slow = world.connect(0, "beta", 7001, sender(seed, 5_000_000));
+        world.run_for(Duration::from_secs(2));
+        let fast = world.connect(0, "beta", 7000, sender(seed, 1_000_000));
+        world.run_until("the fast one is through", |world| world.app(0, fast).closed);
+        let sent = world.app(0, slow).sent;
+        assert!(
+            sent <= 1 << 20,
+            "{sent} bytes were sent to a program that reads nothing"
+        );
+        // It wakes up: every byte is there.
+        let id = *world.hosts[1]
+            .apps
+            .iter()
+            .find(|(_, app)| app.stopped)
+            .unwrap()
+            .0;
+        let app = world.app_mut(1, id);
+        app.stopped = false;
+        app.echo = true;
+        world.act(1, |node, _| node.writable(id));
+        world.run_until("the slow one is through", |world| world.app(0, slow).closed);
+        assert_eq!(world.app(0, slow).received.len(), 5_000_000);
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_reset_arrives_behind_the_bytes_before_it() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.hosts[1].serve = |_| {
+            Some(App {
+                to_send: pattern(5, 100_000),
+                ..App::default()
+            })
+        };
+        let app = App {
+            expected: Some(pattern(5, 100_000)),
+            ..App::default()
+        };
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("all is sent", |world| {
+            world.hosts[1].apps.values().any(|app| app.sent == 100_000)
+        });
+        let there = *world.hosts[1].apps.keys().next().unwrap();
+        world.act(1, |node, now| {
+            node.reset(now, there, ResetReason::ProgramDied)
+        });
+        world.run_until("it is reset", |world| world.app(0, id).reset.is_some());
+        assert_eq!(world.app(0, id).reset, Some(ResetReason::ProgramDied));
+        assert_eq!(world.app(0, id).received.len(), 100_000);
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_killed_node_resets_its_streams_when_it_comes_back() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        let mut app = sender(seed, 1000);
+        app.finish = false;
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("the echo is here", |world| {
+            world.app(0, id).received.len() == 1000
+        });
+        world.kill(1);
+        world.run_for(Duration::from_secs(10));
+        assert!(
+            world.app(0, id).reset.is_none(),
+            "a silence of ten seconds resets nothing"
+        );
+        world.start(1);
+        world.run_until("it is reset", |world| world.app(0, id).reset.is_some());
+        assert_eq!(world.app(0, id).reset, Some(ResetReason::PeerDied));
+        world.hosts[1].events.clear();
+        world.listen(1, 7000);
+        let again = world.connect(0, "beta", 7000, sender(seed, 50_000));
+        world.run_until("a new stream works", |world| world.app(0, again).closed);
+        assert_eq!(world.app(0, again).received.len(), 50_000);
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_dead_node_is_given_up_after_its_own_time_and_recognised_if_it_was_only_frozen() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        let mut app = sender(seed, 1000);
+        app.finish = false;
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("the echo is here", |world| {
+            world.app(0, id).received.len() == 1000
+        });
+        let there = *world.hosts[1].apps.keys().next().unwrap();
+        world.hosts[1].frozen = true;
+        let since = world.now;
+        world.run_until("it is reset", |world| world.app(0, id).reset.is_some());
+        let silence = Duration::from_nanos(world.now - since);
+        assert!(
+            silence >= Duration::from_secs(59),
+            "reset after {silence:?}"
+        );
+        world.hosts[1].frozen = false;
+        world.run_until("the zombie knows", |world| {
+            world.app(1, there).reset.is_some()
+        });
+        let again = world.connect(0, "beta", 7000, sender(seed, 50_000));
+        world.run_until("a new stream works", |world| world.app(0, again).closed);
+        assert_eq!(world.app(0, again).received.len(), 50_000);
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn a_freeze_or_a_stall_below_the_limit_loses_nothing() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        let id = world.connect(0, "beta", 7000, sender(seed, 3_000_000));
+        world.run_until("bytes flow", |world| {
+            world.app(0, id).received.len() > 500_000
+        });
+        world.hosts[1].frozen = true;
+        world.run_for(Duration::from_secs(15));
+        world.hosts[1].frozen = false;
+        world.run_until("bytes flow", |world| {
+            world.app(0, id).received.len() > 1_000_000
+        });
+        world.stalled_until = world.now + Duration::from_secs(90).as_nanos() as u64;
+        world.run_until("the echo is closed", |world| world.app(0, id).closed);
+        assert_eq!(world.app(0, id).received.len(), 3_000_000);
+        assert!(world.app(0, id).reset.is_none());
+        assert_quiet(&mut world);
+    }
+}
+
+#[test]
+fn an_idle_node_costs_one_look_per_interval_and_one_heartbeat() {
+    let mut world = two(1);
+    let ids: Vec<_> = (0..500)
+        .map(|n| {
+            let mut app = sender(n, 10);
+            app.finish = false;
+            world.connect(0, "beta", 7000, app)
+        })
+        .collect();
+    world.run_until("all are open", |world| {
+        ids.iter().all(|id| world.app(0, *id).received.len() == 10)
+    });
+    world.run_for(Duration::from_secs(5));
+    let before = world.hosts[0].node.as_ref().unwrap().stats();
+    world.run_for(Duration::from_secs(10));
+    let after = world.hosts[0].node.as_ref().unwrap().stats();
+    assert!(
+        after.reads - before.reads <= 550,
+        "{} reads",
+        after.reads - before.reads
+    );
+    assert!(
+        after.writes - before.writes <= 15,
+        "{} writes",
+        after.writes - before.writes
+    );
+}
+
+#[test]
+fn claims_without_locks_never_give_a_seat_twice() {
+    for seed in 1..60 {
+        let mut world = World::new(seed, 3, 4 << 20);
+        for system in ["alpha", "beta", "gamma", "delta"] {
+            world.add(system, false);
+        }
+        for host in 0..4 {
+            world.start(host);
+        }
+        world.run_until("three have a seat and one has none", |world| {
+            world
+                .hosts
+                .iter()
+                .filter(|host| host.node.is_some())
+                .count()
+                == 3
+                && world.hosts.iter().any(|host| host.claim_error.is_some())
+        });
+        let mut seats: Vec<_> = world
+            .hosts
+            .iter()
+            .flat_map(|host| &host.node)
+            .map(|node| node.seat())
+            .collect();
+        seats.sort();
+        seats.dedup();
+        assert_eq!(seats.len(), 3);
+        world.run_for(Duration::from_secs(5));
+        let fenced = world.hosts.iter().flat_map(|host| &host.events);
+        assert_eq!(
+            fenced
+                .filter(|event| matches!(event, Event::Fenced(_)))
+                .count(),
+            0
+        );
+    }
+}
+
+#[test]
+fn a_second_host_of_the_same_name_is_refused() {
+    let mut world = two(2);
+    let twin = world.add("beta", true);
+    world.start(twin);
+    world.run_until("the twin is refused", |world| {
+        world.hosts[twin].claim_error.is_some()
+    });
+    assert!(matches!(
+        world.hosts[twin].claim_error,
+        Some(ClaimError::SystemNameTaken { .. })
+    ));
+}
+
+#[test]
+fn a_node_whose_seat_is_taken_over_stops_at_once() {
+    let mut world = two(4);
+    let id = world.connect(0, "beta", 7000, App::default());
+    world.run_until("it is open", |world| world.app(0, id).connected);
+    // A clone of the host: same identity, and locks that do not know of each other.
+    world.hosts[1].frozen = true;
+    let clone = world.add("beta", false);
+    world.hosts[clone].config.host = world.hosts[1].config.host;
+    world.start(clone);
+    world.run_until("the clone sits", |world| world.hosts[clone].node.is_some());
+    world.run_for(Duration::from_secs(1));
+    world.hosts[1].frozen = false;
+    world.run_until("the old one is fenced", |world| {
+        world.hosts[1]
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::Fenced(_)))
+    });
+    assert!(
+        world.hosts[1]
+            .node
+            .as_ref()
+            .unwrap()
+            .poll_timeout()
+            .is_none()
+    );
+    world.run_until("the peer is reset", |world| {
+        world.app(0, id).reset.is_some()
+    });
+}

@@ -1,0 +1,253 @@
+//! A guest: a QEMU process, and a shell in it at the other end of our pipes.
+//!
+//! - The pipes are the guest's second serial line: control, never data between guests.
+//! - A guest ends with its [`Guest`].
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use super::HANG;
+use super::image::Image;
+use crate::repo::Error;
+
+/// Ends each answer.
+const MARK: &str = "=-=-end-of-answer";
+
+pub(super) struct Guest {
+    name: String,
+    qemu: Child,
+    input: ChildStdin,
+    lines: Receiver<String>,
+    number: u32,
+}
+
+impl Guest {
+    /// Starts a guest called `name` on `disk`.
+    pub(super) fn boot(
+        image: &Image,
+        disk: &Path,
+        folder: &Path,
+        name: &str,
+    ) -> Result<Self, Error> {
+        let console = folder.join(format!("{name}.log"));
+        let mut qemu = Command::new("qemu-system-x86_64")
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+                "-machine",
+                "q35",
+                "-m",
+                "1024",
+            ])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-monitor",
+                "none",
+                "-nic",
+                "none",
+                "-no-reboot",
+            ])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args([
+                "-serial",
+                "stdio",
+                "-append",
+                "console=ttyS0 quiet panic=-1",
+            ])
+            .arg("-kernel")
+            .arg(&image.kernel)
+            .arg("-initrd")
+            .arg(&image.initial)
+            .arg("-drive")
+            .arg(format!(
+                "file={},format=raw,if=none,id=disk,cache=none,aio=native,file.locking=off",
+                disk.display()
+            ))
+            .args(["-device", "virtio-blk-pci,drive=disk,share-rw=on"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("qemu-system-x86_64: {error}"))?;
+        let input = qemu.stdin.take().ok_or("no input of QEMU")?;
+        let output = qemu.stdout.take().ok_or("no output of QEMU")?;
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line)
+                    .trim_end_matches('\r')
+                    .to_owned();
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            name: name.to_owned(),
+            qemu,
+            input,
+            lines,
+            number: 0,
+        })
+    }
+
+    /// Its name as a system.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Waits for the shell.
+    pub(super) fn ready(&mut self) -> Result<(), Error> {
+        // What is written before the shell listens may be lost: ask until it answers.
+        let start = Instant::now();
+        while start.elapsed() < HANG {
+            self.number += 1;
+            if self
+                .ask(
+                    &format!("export STP_SYSTEM={}", self.name),
+                    Duration::from_secs(3),
+                )
+                .is_ok()
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.qemu.try_wait()? {
+                return Err(format!("guest {}: QEMU ended: {status}", self.name).into());
+            }
+        }
+        Err(format!(
+            "guest {} does not come up; its console is {}.log in target/vm",
+            self.name, self.name
+        )
+        .into())
+    }
+
+    /// Runs a command and insists on success; its output.
+    pub(super) fn ok(&mut self, command: &str) -> Result<String, Error> {
+        let (code, output) = self.ask(command, HANG)?;
+        if code != 0 {
+            return Err(format!(
+                "guest {}: `{command}`: exit code {code}\n{output}",
+                self.name
+            )
+            .into());
+        }
+        Ok(output)
+    }
+
+    /// Runs a command again and again until it succeeds.
+    pub(super) fn until(&mut self, command: &str) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            let (code, output) = self.ask(command, HANG)?;
+            if code == 0 {
+                return Ok(());
+            }
+            if start.elapsed() > HANG {
+                let logs = self
+                    .ask("tail -n 5 /tmp/* 2>/dev/null | cut -c1-300", HANG)?
+                    .1;
+                return Err(format!(
+                    "guest {}: `{command}` never succeeds\n{output}\n{logs}",
+                    self.name
+                )
+                .into());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Starts a command beside; its output goes to `/tmp/NAME`, its exit code to `/tmp/NAME.code`.
+    pub(super) fn start(&mut self, name: &str, command: &str) -> Result<(), Error> {
+        let line = format!(
+            "rm -f /tmp/{name}.code; {{ ( {command} ) > /tmp/{name} 2>&1 </dev/null; echo $? > /tmp/{name}.code; }} &"
+        );
+        self.ok(&line).map(drop)
+    }
+
+    /// Starts the shared engine; again while the name still belongs to an earlier life of this guest.
+    pub(super) fn engine(&mut self) -> Result<(), Error> {
+        self.start("engine", "until stp engine; do sleep 1; done")?;
+        self.until("ls /run/stp/*/*/engine.sock")
+    }
+
+    /// Ends it as a power cut does.
+    pub(super) fn kill(mut self) {
+        self.end();
+    }
+
+    /// Ends it as a shutdown does.
+    pub(super) fn power_off(mut self) -> Result<(), Error> {
+        self.input.write_all(b"poweroff -f\n")?;
+        let start = Instant::now();
+        while self.qemu.try_wait()?.is_none() {
+            if start.elapsed() > HANG {
+                return Err(format!("guest {} does not power off", self.name).into());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// One question to the shell: exit code and output.
+    fn ask(&mut self, command: &str, limit: Duration) -> Result<(i32, String), Error> {
+        self.number += 1;
+        let number = self.number;
+        // The mark is put together by the shell, so that an echo of the question is no answer.
+        // Standard input is the line of questions: no command may eat it.
+        let line = format!("{{ {command}\n}} </dev/null\necho; echo {MARK}'' {number} $?\n");
+        self.input.write_all(line.as_bytes())?;
+        self.input.flush()?;
+        let end = Instant::now() + limit;
+        let mut output = String::new();
+        loop {
+            match self
+                .lines
+                .recv_timeout(end.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => match line
+                    .strip_prefix(MARK)
+                    .map(|rest| rest.split_whitespace().collect::<Vec<_>>())
+                {
+                    Some(words) if words.len() == 2 && words[0] == number.to_string() => {
+                        return Ok((words[1].parse()?, output.trim().to_owned()));
+                    }
+                    // The answer to an earlier question that was given up.
+                    Some(_) => output.clear(),
+                    None => {
+                        output.push_str(&line);
+                        output.push('\n');
+                    }
+                },
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("guest {}: `{command}` hangs\n{output}", self.name).into());
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(
+                        format!("guest {}: gone during `{command}`\n{output}", self.name).into(),
+                    );
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        // Gone already is as good.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
