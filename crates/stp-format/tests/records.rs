@@ -201,6 +201,33 @@ fn every_record_survives_its_round_trip() {
     );
 }
 
+/// The bytes of format version 1, as the first release wrote them. They never change; `STP_BLESS=1` writes
+/// those of a new version.
+#[test]
+fn the_bytes_are_those_of_every_release_of_this_version() {
+    let (segment, _) = segment();
+    let golden = [
+        ("superblock", superblock().encode().bytes().to_vec()),
+        ("seat", seat_record().encode(&geometry()).bytes().to_vec()),
+        ("table", table_unit().encode().bytes().to_vec()),
+        ("segment", segment.bytes()[..UNIT_BYTES].to_vec()),
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+    for (name, bytes) in golden {
+        let path = folder.join(format!("{name}.bin"));
+        if std::env::var_os("STP_BLESS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let found = std::fs::read(&path).unwrap();
+        assert!(
+            found == bytes,
+            "{name} is spelled otherwise than in {}",
+            path.display()
+        );
+    }
+}
+
 #[test]
 fn no_changed_byte_goes_unnoticed() {
     let geometry = geometry();
