@@ -7,6 +7,7 @@
 mod check;
 mod error;
 mod format;
+mod probe;
 mod read;
 mod transfer;
 
@@ -18,6 +19,7 @@ use stp_medium::{Access, IoChoice, Medium, OpenOptions, VolumeSpec};
 pub use check::{CheckReport, Finding, Severity};
 pub use error::VolumeError;
 pub use format::{FormatOptions, Formatted, SIZE_BYTES_DEFAULT, format};
+pub use probe::{Latency, ProbeReport, Tearing, probe};
 pub use read::{Liveness, SeatView, SocketView};
 pub use transfer::Blocking;
 

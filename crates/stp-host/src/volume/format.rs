@@ -301,7 +301,7 @@ pub(super) fn write_volume(medium: &mut dyn Medium, superblock: &Superblock) -> 
     Ok(())
 }
 
-fn write_zeros(file: &File, size: u64) -> io::Result<()> {
+pub(super) fn write_zeros(file: &File, size: u64) -> io::Result<()> {
     let zeros = vec![0; 256 * UNIT_BYTES];
     let mut offset = 0;
     while offset < size {

@@ -44,12 +44,17 @@ impl<'a> Blocking<'a> {
 
     /// Writes all of a buffer so that it would survive a loss of power.
     pub fn write_durable(&mut self, place: Place, data: UnitBuf) -> io::Result<()> {
+        self.write(place, Arc::new(data), true)
+    }
+
+    /// Writes all of a buffer.
+    pub fn write(&mut self, place: Place, data: Arc<UnitBuf>, durable: bool) -> io::Result<()> {
         let units = data.units();
         let op = Op::Write {
             place,
-            data: Arc::new(data),
+            data,
             units,
-            durable: true,
+            durable,
         };
         self.run(op)?.result
     }
