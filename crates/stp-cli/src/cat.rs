@@ -38,7 +38,10 @@ Exit code 1 if the transfer is not complete: the peer died, reset the stream, or
 
 /// Options of `stp cat`.
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "stp cat [OPTIONS] SYSTEM:PORT\n       stp cat [OPTIONS] -l PORT"
+)]
 pub struct Args {
     /// Connect to this port of this system
     #[arg(

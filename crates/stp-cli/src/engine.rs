@@ -1,19 +1,130 @@
 //! `stp engine`: the engine that the programs of a host share.
+//!
+//! - In the foreground, one a system: a second one is refused before it touches the volume.
+//! - It ends by SIGTERM or SIGINT, and then leaves its seat in order; a second signal ends it at once.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stp_host::control::{Calls, Server};
+use stp_host::engine::{EngineConfig, EngineHandle, start};
+use stp_host::rendezvous::{RunDir, SystemDir};
+
+use crate::out::say;
+use crate::signals::EndSignals;
 use crate::{CliError, Global};
+
+/// How often it is looked whether the engine still runs, and whether anybody uses it.
+const LOOK: Duration = Duration::from_millis(250);
+
+const EXAMPLES: &str = "\
+Examples:
+  stp engine -V /dev/sdb                     until SIGTERM or SIGINT
+  stp engine -V /dev/sdb --idle-exit 600     also ends after ten minutes without a program
+
+Programs of this host find it by the run directory. Without it each program runs an engine of its own.";
 
 /// Options of `stp engine`.
 #[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// End when no program has used it for so many seconds
-    #[arg(long, value_name = "SECS")]
-    pub idle_exit: Option<u64>,
-    /// Reads a second that polling may cost while nothing happens
+    #[arg(long, value_name = "SECS", value_parser = crate::cat::seconds)]
+    pub idle_exit: Option<Duration>,
+
+    /// Reads a second that looking for news may cost while nothing happens; 0: no bound
     #[arg(long, value_name = "N")]
     pub poll_iops: Option<u32>,
 }
 
-/// Runs the command.
-pub fn run(_global: &Global, _args: Args) -> Result<(), CliError> {
-    Err(CliError::new("engine: not built yet"))
+/// Runs until a signal.
+pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
+    let signals = EndSignals::watch()?;
+    let system = global.system_name()?;
+    let volume = stp_host::volume::open(&global.volume_spec()?).map_err(CliError::new)?;
+    let run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
+    let superblock = *volume.superblock();
+    let dir = run_dir
+        .system(superblock.volume, &system)
+        .map_err(CliError::new)?;
+    refuse_second(&dir)?;
+    let host = run_dir.host_id().map_err(CliError::new)?;
+    let label = volume.spec().to_string();
+    let mut config = EngineConfig::new(volume.into_medium(), label, superblock, dir.clone(), host);
+    if let Some(iops) = args.poll_iops {
+        config.timings.poll_iops = iops;
+    }
+    let engine = start(config).map_err(CliError::new)?;
+    let calls: Arc<dyn Calls> = Arc::new(engine.clone());
+    let server = Server::start(&dir, calls).map_err(CliError::new)?;
+    let info = engine.volume();
+    say(format_args!(
+        "engine of {system} ready: group {}, volume {} ({}), seat {}",
+        info.group,
+        info.label,
+        info.storage,
+        engine.seat()
+    ));
+    let ended = serve(&signals, &engine, &server, args.idle_exit);
+    signals.restore_default();
+    drop(server);
+    match ended {
+        Ended::Asked => engine.leave(),
+        Ended::Idle => {
+            say(format_args!("engine of {system}: nobody uses it any more"));
+            engine.leave();
+        }
+        Ended::Stopped(why) => return Err(CliError::new(why)),
+    }
+    Ok(())
+}
+
+/// Why it ends.
+enum Ended {
+    Asked,
+    Idle,
+    Stopped(String),
+}
+
+fn serve(
+    signals: &EndSignals,
+    engine: &EngineHandle,
+    server: &Server,
+    idle_exit: Option<Duration>,
+) -> Ended {
+    let mut used = Instant::now();
+    loop {
+        if signals.wait(Some(LOOK)).is_some() {
+            return Ended::Asked;
+        }
+        if let Some(why) = engine.stopped() {
+            return Ended::Stopped(why.to_string());
+        }
+        if let Some(limit) = idle_exit {
+            let streams = || engine.stats().map_or(0, |stats| stats.streams);
+            if server.clients() > 0 || streams() > 0 {
+                used = Instant::now();
+            } else if used.elapsed() >= limit {
+                return Ended::Idle;
+            }
+        }
+    }
+}
+
+/// The lock is taken for good when the server starts; here it is only looked at, before anything is done
+/// that a second engine should not do.
+fn refuse_second(dir: &SystemDir) -> Result<(), CliError> {
+    match dir.lock_engine() {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(CliError::new(format_args!(
+            "an engine of system {} runs already ({})",
+            dir.system(),
+            dir.path().display()
+        ))
+        .remedy("use that one, stop it, or name another system with --system")),
+        Err(error) => Err(
+            CliError::new(format_args!("{}: {error}", dir.path().display()))
+                .remedy("check the permissions of the run directory"),
+        ),
+    }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use stp_format::SystemName;
+use stp_medium::VolumeSpec;
 
 use crate::CliError;
 
@@ -60,6 +61,29 @@ impl Global {
             _ => Err(CliError::usage("no volume named")
                 .remedy("say which with -V VOL or the environment variable STP_VOLUME")),
         }
+    }
+
+    /// The same as a checked name.
+    pub fn volume_spec(&self) -> Result<VolumeSpec, CliError> {
+        let volume = self.volume()?;
+        volume
+            .parse()
+            .map_err(|error| CliError::usage(format_args!("volume {volume}: {error}")))
+    }
+
+    /// The name of this system: as it was given, else the host's.
+    pub fn system_name(&self) -> Result<SystemName, CliError> {
+        if let Some(system) = self.system {
+            return Ok(system);
+        }
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        host.parse().map_err(|error| {
+            CliError::new(format_args!(
+                "the host name {host:?} cannot be a system's name: {error}"
+            ))
+            .remedy("name this system with --system or STP_SYSTEM")
+        })
     }
 
     /// Opens the group on the volume, by the host's shared engine or one in this process.
