@@ -14,12 +14,17 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use stp_core::ResetReason;
-use stp_format::{Geometry, SeatId, Superblock, SystemName, VolumeId};
+use stp_format::{
+    Geometry, LinkEntry, Place, SeatId, SeatRecord, Superblock, SystemName, VolumeId,
+};
 use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Ending, EngineConfig, EngineHandle, start, start_shared};
 use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SystemDir};
+use stp_host::volume::{FormatOptions, format};
 use stp_medium::local::{Local, Store};
-use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
+use stp_medium::{
+    Access, Completion, IoChoice, Medium, Op, OpId, OpenOptions, SeatLock, VolumeSpec,
+};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -87,7 +92,11 @@ impl Host {
     }
 
     fn connect(&self, to: &str, port: u16) -> End {
-        self.try_connect(to, port, false).unwrap()
+        // For a moment after a node has left, its successor cannot be reached.
+        eventually(|| match self.try_connect(to, port, false) {
+            Err(ConnectFailure::SystemDead) => None,
+            outcome => Some(outcome.unwrap()),
+        })
     }
 
     fn try_connect(&self, to: &str, port: u16, raw: bool) -> Result<End, ConnectFailure> {
@@ -632,4 +641,88 @@ fn a_second_node_of_a_system_takes_a_seat_of_its_own() {
     let (server, _) = second.accept(&listener);
     client.close();
     server.close();
+}
+
+/// A host whose claim was overtaken, or whose seat another took while it stood still, must not go on as
+/// if the seat were its own.
+#[test]
+fn a_node_whose_seat_was_taken_stops_and_says_so() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let mut client = alpha.connect("beta", PORT);
+    let (_server, _) = beta.accept(&listener);
+    let (seat, geometry) = (alpha.engine.seat(), world.superblock.geometry);
+    world.store.with_bytes(|bytes| {
+        for copy in 0..2 {
+            let place = Place::Seat { seat, copy };
+            let offset = geometry.offset(place, 1).unwrap() as usize;
+            let bytes = &mut bytes[offset..];
+            let decoded = SeatRecord::decode(bytes, world.superblock.volume, &geometry, seat);
+            let Ok(mut record) = decoded else { continue };
+            record.incarnation.0 += 1;
+            record.links.fill(LinkEntry::default());
+            let record = record.encode(&geometry);
+            bytes[..record.len()].copy_from_slice(record.bytes());
+        }
+    });
+    assert_eq!(client.read_to_end(), b"");
+    assert!(matches!(client.wait_ending(), Ending::Reset(_)));
+    let gone = eventually(|| alpha.try_connect("beta", PORT, false).err());
+    assert!(
+        matches!(&gone, ConnectFailure::EngineGone(why) if why.contains("another node has taken seat")),
+        "{gone:?}"
+    );
+}
+
+/// The same over a real file, by io_uring where the kernel has it and by threads.
+#[test]
+fn a_file_carries_what_memory_carries() {
+    for io in [IoChoice::Auto, IoChoice::Threads] {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("volume");
+        let spec: VolumeSpec = path.to_str().unwrap().parse().unwrap();
+        let options = FormatOptions {
+            group: "test".parse().unwrap(),
+            size_bytes: Some(32 << 20),
+            seats: 4,
+            force: false,
+        };
+        let superblock = format(&spec, &options).unwrap().superblock;
+        let host = |name: &str| {
+            let options = OpenOptions {
+                access: Access::ReadWrite,
+                io,
+            };
+            let mut medium = stp_medium::open(&spec, &options).unwrap();
+            medium.set_geometry(superblock.geometry);
+            let run = RunDir::open(&root.path().join(name)).unwrap();
+            let dir = run.system(superblock.volume, &system(name)).unwrap();
+            let host = run.host_id().unwrap();
+            let config = EngineConfig::new(medium, "file", superblock, dir.clone(), host);
+            Host {
+                engine: start(config).unwrap(),
+                dir,
+            }
+        };
+        let (alpha, beta) = (host("alpha"), host("beta"));
+        let listener = beta.listen(PORT, false);
+        let client = alpha.connect("beta", PORT);
+        let (server, _) = beta.accept(&listener);
+        let total = 16 << 20;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                send_pattern(&client.socket, 1, total);
+                client.finish();
+            });
+            scope.spawn(|| {
+                check_pattern(&server.socket, 1, total);
+                send_pattern(&server.socket, 2, total);
+                server.finish();
+            });
+            check_pattern(&client.socket, 2, total);
+        });
+        assert_eq!(client.wait_ending(), Ending::Clean);
+        assert_eq!(server.wait_ending(), Ending::Clean);
+    }
 }

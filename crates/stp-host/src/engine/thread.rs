@@ -31,8 +31,61 @@ pub(super) struct Started {
 
 type UnixDriver = Driver<dyn Medium, MonotonicClock, UnixLocal>;
 
-/// Claims a seat and starts the thread.
+/// Starts the thread, which claims a seat first; waits until it has one.
+///
+/// The medium is used by that thread alone: the kernel ties an io_uring to each thread that uses it, and
+/// interrupts them all when it goes.
 pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
+    let (tell, told) = mpsc::sync_channel(1);
+    let (tell_over, over) = mpsc::sync_channel::<()>(1);
+    let thread = std::thread::Builder::new()
+        .name("stp-engine".to_owned())
+        .spawn(move || {
+            let _tell_over = tell_over;
+            match prepare(config) {
+                Err(error) => {
+                    let _ = tell.send(Err(error));
+                }
+                Ok(Prepared {
+                    driver,
+                    wait,
+                    lock,
+                    shared,
+                }) => {
+                    if tell.send(Ok(Arc::clone(&shared))).is_ok() {
+                        drop(tell);
+                        run(driver, wait, lock, &shared);
+                    }
+                }
+            }
+        })
+        .map_err(AttachError::Resources)?;
+    match told.recv() {
+        Ok(Ok(shared)) => Ok(Started {
+            shared,
+            thread,
+            over,
+        }),
+        Ok(Err(error)) => {
+            let _ = thread.join();
+            Err(error)
+        }
+        Err(mpsc::RecvError) => {
+            let what = "the engine failed while it started: this is a bug in stp";
+            Err(AttachError::Resources(std::io::Error::other(what)))
+        }
+    }
+}
+
+struct Prepared {
+    driver: UnixDriver,
+    wait: Wait,
+    lock: FileLock,
+    shared: Arc<Shared>,
+}
+
+/// Claims a seat and makes a driver of what there is.
+fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
     let EngineConfig {
         mut medium,
         label,
@@ -54,7 +107,6 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
         Arc::new(eventfd(0, flags).map_err(|errno| AttachError::Resources(errno.into()))?);
     let wait =
         Wait::new(&local, Arc::clone(&kick), medium.wait_fd()).map_err(AttachError::Resources)?;
-
     let node = NodeConfig {
         volume,
         geometry,
@@ -68,7 +120,6 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
     let Attached { claimed, lock } = attach(&mut *medium, &clock, node.clone(), &dir, &label)?;
     let seat = claimed.seat;
     tracing::debug!(volume = %label, %system, %seat, "attached");
-
     let info = VolumeInfo {
         id: volume,
         group: superblock.group,
@@ -79,24 +130,14 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
     let verdicts = Arc::new(Verdicts::default());
     let shared = Arc::new(Shared::new(info, system, seat, Arc::clone(&verdicts), kick));
     let last_token = random()?;
-    let (tell_over, over) = mpsc::sync_channel::<()>(1);
-    let thread = {
-        let shared = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("stp-engine".to_owned())
-            .spawn(move || {
-                let driver = Driver::new(
-                    node, claimed, medium, clock, local, verdicts, label, last_token,
-                );
-                run(driver, wait, lock, &shared);
-                drop(tell_over);
-            })
-            .map_err(AttachError::Resources)?
-    };
-    Ok(Started {
+    let driver = Driver::new(
+        node, claimed, medium, clock, local, verdicts, label, last_token,
+    );
+    Ok(Prepared {
+        driver,
+        wait,
+        lock,
         shared,
-        thread,
-        over,
     })
 }
 
