@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 
 use stp_host::control::{Calls, Client};
+use stp_host::engine::{EngineConfig, start_shared};
 use stp_host::rendezvous::{RunDir, SystemDir};
 use stp_medium::VolumeSpec;
 
@@ -86,10 +87,15 @@ fn shared(dir: &SystemDir) -> io::Result<Option<Arc<Client>>> {
     Ok(Some(client))
 }
 
-#[path = "nobody.rs"]
-mod nobody;
-
-/// This process's own engine.
-fn embedded(_spec: &VolumeSpec, _run: &RunDir, _dir: &SystemDir) -> Result<Arc<dyn Calls>, Error> {
-    Ok(Arc::new(nobody::Nobody))
+/// This process's own engine; started if there is none.
+fn embedded(spec: &VolumeSpec, run: &RunDir, dir: &SystemDir) -> Result<Arc<dyn Calls>, Error> {
+    let host = run.host_id()?;
+    let handle = aside(|| {
+        let volume = stp_host::volume::open(spec)?;
+        let superblock = *volume.superblock();
+        let medium = volume.into_medium();
+        let config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
+        start_shared(config).map_err(|error| failed(spec, dir, error.into()))
+    })??;
+    Ok(Arc::new(handle))
 }

@@ -11,7 +11,8 @@ use support::{Conn, Listen, Net, Stp, Tcp};
 
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Runs a body on TCP, within one system, and between two whose engines are a model.
+/// Runs a body on TCP, within one system, and between two: with a model of engines, with engines in this
+/// process, and with the shared engines of two hosts.
 macro_rules! parity {
     ($(#[$doc:meta])* fn $name:ident($net:ident) $body:block) => {
         $(#[$doc])*
@@ -33,6 +34,16 @@ macro_rules! parity {
             #[test]
             fn modelled() {
                 body(&Stp::modelled());
+            }
+
+            #[test]
+            fn across() {
+                body(&Stp::across());
+            }
+
+            #[test]
+            fn shared() {
+                body(&Stp::shared());
             }
         }
     };

@@ -10,6 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use hub::Hub;
+use stp_host::control::Server;
+use stp_host::engine::EngineConfig;
+use stp_host::rendezvous::RunDir;
 use stp_host::volume::FormatOptions;
 use stp_medium::VolumeSpec;
 
@@ -30,6 +33,23 @@ impl Place {
         aside(|| {
             let volume = stp_host::volume::open_read_only(&spec).unwrap();
             volume.superblock().volume
+        })
+    }
+
+    /// Starts the shared engine of `system`'s host, in this process.
+    pub fn engine(&self, system: &str) -> Server {
+        let root = self.root.path();
+        let spec = VolumeSpec::from(root.join("volume").as_path());
+        aside(|| {
+            let run = RunDir::open(&root.join(format!("run-{system}"))).unwrap();
+            let volume = stp_host::volume::open(&spec).unwrap();
+            let superblock = *volume.superblock();
+            let dir = run.system(superblock.volume, &system.parse().unwrap());
+            let (dir, host) = (dir.unwrap(), run.host_id().unwrap());
+            let medium = volume.into_medium();
+            let config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
+            let handle = stp_host::engine::start(config).unwrap();
+            Server::start(&dir, std::sync::Arc::new(handle)).unwrap()
         })
     }
 
@@ -197,9 +217,35 @@ pub struct Stp {
     pub to: stp::Group,
     _place: Place,
     _hub: Hub,
+    _engines: Vec<Server>,
 }
 
 impl Stp {
+    /// From `alpha` to `beta`, each with an engine in this process.
+    pub fn across() -> Self {
+        let place = Place::new();
+        Self {
+            from: place.group("alpha"),
+            to: place.group("beta"),
+            _place: place,
+            _hub: Hub::default(),
+            _engines: Vec::new(),
+        }
+    }
+
+    /// From `alpha` to `beta`, each through the shared engine of its host.
+    pub fn shared() -> Self {
+        let place = Place::new();
+        let engines = vec![place.engine("alpha"), place.engine("beta")];
+        Self {
+            from: place.group("alpha"),
+            to: place.group("beta"),
+            _place: place,
+            _hub: Hub::default(),
+            _engines: engines,
+        }
+    }
+
     /// From `alpha` to `beta`, joined by the model.
     pub fn modelled() -> Self {
         let place = Place::new();
@@ -212,6 +258,7 @@ impl Stp {
             to: place.group("beta"),
             _place: place,
             _hub: hub,
+            _engines: Vec::new(),
         }
     }
 
@@ -223,6 +270,7 @@ impl Stp {
             to: place.group("alpha"),
             _place: place,
             _hub: Hub::default(),
+            _engines: Vec::new(),
         }
     }
 }
