@@ -169,10 +169,15 @@ fn slot(geometry: &Geometry, seat: u16, number: usize) -> Place {
 
 fn measure_reads(medium: &mut dyn Medium, geometry: &Geometry) -> io::Result<Latency> {
     let mut blocking = Blocking::new(medium);
+    // Tables: a format writes them, so that a file has blocks there and not only the promise of some.
+    let units = u32::from(geometry.table_units);
     measure(|count| {
-        let seat = (count % usize::from(geometry.seats)) as u16;
-        // A stride, so that no read-ahead helps.
-        let place = slot(geometry, seat, count.wrapping_mul(7919));
+        let place = Place::Table {
+            seat: SeatId((count % usize::from(geometry.seats)) as u16),
+            copy: (count / 7 % 2) as u8,
+            // A stride, so that no read-ahead helps.
+            unit: (count as u32).wrapping_mul(7919) % units,
+        };
         blocking.read(place, 1).map(drop)
     })
 }
