@@ -263,3 +263,104 @@ pub(crate) fn welcome(socket: &OwnedFd) -> Option<Marks> {
     let proper = counter_value(&counter).is_some() || !std::path::Path::new("/proc/self").exists();
     (nonblocking && proper).then(|| Marks::new(counter, Side::Server))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{bind, listen};
+    use stp_host::rendezvous::RunDir;
+
+    fn place(root: &std::path::Path) -> SystemDir {
+        RunDir::open(&root.join("run"))
+            .and_then(|run| run.system(stp_format::VolumeId([5; 16]), &"alpha".parse().unwrap()))
+            .unwrap()
+    }
+
+    /// Listens on port 7000 with the shortest queue there is.
+    fn listener(dir: &SystemDir) -> OwnedFd {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
+        let path = SocketPath::new(&dir.port_socket(7000)).unwrap();
+        bind(&socket, path.address()).unwrap();
+        listen(&socket, 0).unwrap();
+        socket
+    }
+
+    fn pair(dir: &SystemDir, listener: &OwnedFd) -> (Joined, OwnedFd) {
+        let ours = connect(dir, 7000, None).unwrap();
+        let theirs = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).unwrap();
+        (ours, theirs)
+    }
+
+    #[test]
+    fn a_full_queue_times_out() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let _listener = listener(&dir);
+        let wait = Duration::from_millis(50);
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect(&dir, 7000, Some(wait)) {
+                Ok(joined) => waiting.push(joined),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 100);
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("alpha:7000"), "{error}");
+    }
+
+    #[test]
+    fn marks_reach_the_other_side_only_with_and_without_proc() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let listener = listener(&dir);
+        for leaving in [Side::Client, Side::Server] {
+            let (ours, theirs) = pair(&dir, &listener);
+            let client = ours.marks;
+            let server = welcome(&theirs).unwrap();
+            assert!(!client.other_left() && !server.other_left());
+            let (leaver, other) = match leaving {
+                Side::Client => (&client, &server),
+                Side::Server => (&server, &client),
+            };
+            leaver.leave();
+            leaver.leave();
+            for _ in 0..2 {
+                assert!(other.other_left() && other.other_left_by_reading());
+                assert!(!leaver.other_left() && !leaver.other_left_by_reading());
+            }
+        }
+    }
+
+    #[test]
+    fn improper_introductions_are_turned_away() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let listener = listener(&dir);
+        let bare = || {
+            let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+            let socket = socket_with(family, SocketType::STREAM, flags, None).unwrap();
+            let path = SocketPath::new(&dir.port_socket(7000)).unwrap();
+            rustix::net::connect(&socket, path.address()).unwrap();
+            let theirs = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+            (socket, theirs)
+        };
+        // Gone before it said a word.
+        let (ours, theirs) = bare();
+        drop(ours);
+        assert!(welcome(&theirs).is_none());
+        // A byte without a counter.
+        let (ours, theirs) = bare();
+        rustix::io::write(&ours, b"x").unwrap();
+        assert!(welcome(&theirs).is_none());
+        // Something else than a counter, and a counter that would make us wait.
+        let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let waits = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        for wrong in [file, waits] {
+            let (ours, theirs) = bare();
+            introduce(&ours, &wrong).unwrap();
+            assert!(welcome(&theirs).is_none());
+        }
+    }
+}

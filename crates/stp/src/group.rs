@@ -63,6 +63,7 @@ pub struct Builder {
     system: Option<String>,
     run_dir: Option<PathBuf>,
     engine: EngineChoice,
+    dead_after: Option<Duration>,
 }
 
 impl Builder {
@@ -90,6 +91,14 @@ impl Builder {
         self
     }
 
+    /// How long an engine of this process may be silent before its peers give it up and reset its streams; one
+    /// second at least, 60 unless told otherwise. A shared engine has its own; an engine that runs already keeps
+    /// what it has.
+    pub fn dead_after(mut self, silence: Duration) -> Self {
+        self.dead_after = Some(silence);
+        self
+    }
+
     /// Opens the group.
     pub fn open(self) -> Result<Group, Error> {
         let volume = self.volume.ok_or(Error::NoVolume)?;
@@ -112,7 +121,7 @@ impl Builder {
         }
         let run = RunDir::open_default(self.run_dir.as_deref())?;
         let dir = run.system(superblock.volume, &system)?;
-        let calls = node::attach(&spec, &run, &dir, self.engine)?;
+        let calls = node::attach(&spec, &run, &dir, self.engine, self.dead_after)?;
         Ok(Group {
             inner: Arc::new(Inner {
                 volume,
@@ -154,6 +163,7 @@ impl Group {
             system: None,
             run_dir: None,
             engine: EngineChoice::Auto,
+            dead_after: None,
         }
     }
 

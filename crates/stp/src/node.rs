@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use stp_host::control::{Calls, Client};
 use stp_host::engine::{EngineConfig, start_shared};
@@ -16,6 +17,9 @@ use stp_medium::VolumeSpec;
 
 use crate::error::Error;
 use crate::group::EngineChoice;
+
+/// The shortest silence after which a node may be given up.
+const DEAD_AFTER_MIN: Duration = Duration::from_secs(1);
 
 /// Runs `work` on a thread that ends with it.
 ///
@@ -40,6 +44,7 @@ pub(crate) fn attach(
     run: &RunDir,
     dir: &SystemDir,
     choice: EngineChoice,
+    dead_after: Option<Duration>,
 ) -> Result<Arc<dyn Calls>, Error> {
     if choice != EngineChoice::Embedded {
         let found = shared(dir).map_err(|source| failed(spec, dir, source))?;
@@ -54,7 +59,7 @@ pub(crate) fn attach(
             });
         }
     }
-    embedded(spec, run, dir)
+    embedded(spec, run, dir, dead_after)
 }
 
 fn failed(spec: &VolumeSpec, dir: &SystemDir, source: io::Error) -> Error {
@@ -88,13 +93,25 @@ fn shared(dir: &SystemDir) -> io::Result<Option<Arc<Client>>> {
 }
 
 /// This process's own engine; started if there is none.
-fn embedded(spec: &VolumeSpec, run: &RunDir, dir: &SystemDir) -> Result<Arc<dyn Calls>, Error> {
+fn embedded(
+    spec: &VolumeSpec,
+    run: &RunDir,
+    dir: &SystemDir,
+    dead_after: Option<Duration>,
+) -> Result<Arc<dyn Calls>, Error> {
     let host = run.host_id()?;
     let handle = aside(|| {
         let volume = stp_host::volume::open(spec)?;
         let superblock = *volume.superblock();
         let medium = volume.into_medium();
-        let config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
+        let mut config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
+        if let Some(silence) = dead_after {
+            // Suspicion comes well before the end, and several heartbeats before suspicion.
+            let timings = &mut config.timings;
+            timings.dead = silence.max(DEAD_AFTER_MIN);
+            timings.suspect = timings.suspect.min(timings.dead / 2);
+            timings.heartbeat = timings.heartbeat.min(timings.suspect / 4);
+        }
         start_shared(config).map_err(|error| failed(spec, dir, error.into()))
     })??;
     Ok(Arc::new(handle))

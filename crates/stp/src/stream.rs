@@ -47,6 +47,8 @@ struct Shared {
     fate: Fate,
     local: Addr,
     peer: Addr,
+    /// The process that opened it: a forked copy that goes must not announce an end.
+    pid: u32,
     /// Clones of this stream in this process.
     handles: AtomicUsize,
     /// The end of our bytes is announced as meant.
@@ -79,6 +81,9 @@ impl Shared {
 
     /// The last handle is about to close its descriptor.
     fn close(&self) {
+        if self.pid != std::process::id() {
+            return;
+        }
         match &self.fate {
             Fate::Engine { calls, token } => {
                 if !self.aborted.load(Ordering::Acquire) {
@@ -149,6 +154,7 @@ impl Stream {
                 fate,
                 local,
                 peer,
+                pid: std::process::id(),
                 handles: AtomicUsize::new(1),
                 marked: AtomicBool::new(false),
                 read_shut: AtomicBool::new(false),

@@ -5,11 +5,13 @@
 mod support;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use support::Place;
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Place, Stp};
 
 /// Not a test: the body of a program that another test kills.
 #[test]
@@ -19,8 +21,17 @@ fn program() {
     };
     let root = std::env::var("STP_TEST_ROOT").unwrap();
     let system = std::env::var("STP_TEST_SYSTEM").unwrap();
-    let group = support::open(Path::new(&root), &system);
+    let root = Path::new(&root);
     let ready = || println!("\nready");
+    if role == "engine" {
+        let _engine = support::engine(root, &system);
+        ready();
+        return sleep();
+    }
+    let group = support::builder(root, &system)
+        .dead_after(DEAD_AFTER)
+        .open()
+        .unwrap();
     match role.as_str() {
         "listener" => {
             let _listener = group.listen(7000).unwrap();
@@ -64,6 +75,9 @@ fn program() {
     }
 }
 
+/// How long the programs' own engines may be silent.
+const DEAD_AFTER: Duration = Duration::from_secs(2);
+
 fn sleep() {
     std::thread::sleep(Duration::from_secs(120));
 }
@@ -89,6 +103,10 @@ impl Program {
         let mut lines = out.lines().map_while(Result::ok);
         assert!(lines.any(|line| line == "ready"), "it died too early");
         self
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
 
     fn kill(&mut self) {
@@ -117,65 +135,83 @@ fn expect_reset(stream: &mut stp::Stream) {
     }
 }
 
-fn a_killed_client_resets(system: &str) {
-    let place = Place::new();
-    let group = place.group("alpha");
+/// Where the program that dies has its engine.
+#[derive(Clone, Copy)]
+enum Engine {
+    /// It needs none: its peer is on its own system.
+    None,
+    /// Inside it: it dies as well.
+    Own,
+    /// The host's, which lives on.
+    Shared,
+}
+
+/// A program on a system of its own, or on that of the listener.
+struct Scene {
+    place: Place,
+    system: &'static str,
+    _engine: Option<stp_host::control::Server>,
+}
+
+impl Scene {
+    fn new(engine: Engine) -> Self {
+        let place = Place::new();
+        let system = match engine {
+            Engine::None => "alpha",
+            _ => "beta",
+        };
+        let shared = matches!(engine, Engine::Shared).then(|| place.engine(system));
+        Self {
+            place,
+            system,
+            _engine: shared,
+        }
+    }
+
+    fn program(&self, role: &str) -> Program {
+        Program::start(&self.place, self.system, role)
+    }
+}
+
+fn a_killed_client_resets(engine: Engine) {
+    let scene = Scene::new(engine);
+    let group = scene.place.group("alpha");
     let listener = group.listen(7000).unwrap();
-    let mut program = Program::start(&place, system, "speaker").ready();
+    let mut program = scene.program("speaker").ready();
     let (mut stream, peer) = listener.accept().unwrap();
-    assert_eq!(peer.system.unwrap().as_str(), system);
+    assert_eq!(peer.system.unwrap().as_str(), scene.system);
+    // An engine that dies takes along what it has not written yet.
+    while stream.peek(&mut [0; 16]).unwrap() < 10 {}
     program.kill();
     expect_last_words(&mut stream);
     expect_reset(&mut stream);
 }
 
-fn an_exit_without_close_resets(system: &str) {
-    let place = Place::new();
-    let group = place.group("alpha");
+fn an_exit_without_close_resets(engine: Engine) {
+    let scene = Scene::new(engine);
+    let group = scene.place.group("alpha");
     let listener = group.listen(7000).unwrap();
-    let mut program = Program::start(&place, system, "quitter");
+    let mut program = scene.program("quitter");
     let (mut stream, _) = listener.accept().unwrap();
-    expect_last_words(&mut stream);
+    match engine {
+        // An engine that dies takes along what it has not written yet.
+        Engine::Own => {
+            let mut words = Vec::new();
+            let error = stream.read_to_end(&mut words).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+            assert!(b"last words".starts_with(&words));
+        }
+        _ => expect_last_words(&mut stream),
+    }
     expect_reset(&mut stream);
     program.0.wait().unwrap();
 }
 
-fn a_closed_stream_ends_in_order_even_if_its_program_is_killed_then(system: &str, role: &str) {
-    let place = Place::new();
-    let group = place.group("alpha");
-    let listener = group.listen(7000).unwrap();
-    let mut program = Program::start(&place, system, role).ready();
-    let (mut stream, _) = listener.accept().unwrap();
-    if system == "alpha" {
-        program.kill(); // before a byte of it is read
-    }
-    let mut words = String::new();
-    stream.read_to_string(&mut words).unwrap();
-    assert_eq!(words, "last words");
-}
-
-#[test]
-fn a_killed_client_resets_within_one_system() {
-    a_killed_client_resets("alpha");
-}
-
-#[test]
-fn an_exit_without_close_resets_within_one_system() {
-    an_exit_without_close_resets("alpha");
-}
-
-#[test]
-fn an_orderly_end_is_one_within_one_system() {
-    a_closed_stream_ends_in_order_even_if_its_program_is_killed_then("alpha", "closer");
-    a_closed_stream_ends_in_order_even_if_its_program_is_killed_then("alpha", "finisher");
-}
-
-#[test]
-fn a_killed_server_resets_within_one_system() {
-    let place = Place::new();
-    let mut program = Program::start(&place, "alpha", "server").ready();
-    let group = place.group("alpha");
-    let mut stream = group.connect("alpha:7000").unwrap();
+fn a_killed_server_resets(engine: Engine) {
+    let scene = Scene::new(engine);
+    let mut program = scene.program("server").ready();
+    let group = scene.place.group("alpha");
+    let mut stream = group.connect((scene.system, 7000)).unwrap();
     let mut words = [0; 10];
     while stream.peek(&mut words).unwrap() < words.len() {}
     program.kill();
@@ -183,7 +219,63 @@ fn a_killed_server_resets_within_one_system() {
     expect_reset(&mut stream);
     let error = stream.write(b"x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    // The port is free at once, and the new listener is the one that is reached.
+    let successor = support::open(scene.place.root.path(), scene.system);
+    let listener = successor.listen(7000).unwrap();
+    let mut stream = group.connect((scene.system, 7000)).unwrap();
+    stream.write_all(b"x").unwrap();
+    let (mut theirs, _) = listener.accept().unwrap();
+    theirs.read_exact(&mut [0]).unwrap();
 }
+
+/// The mark counts, not the life of the program after it.
+fn an_orderly_end_is_one_whatever_comes_then(engine: Engine) {
+    for role in ["closer", "finisher"] {
+        let scene = Scene::new(engine);
+        let group = scene.place.group("alpha");
+        let listener = group.listen(7000).unwrap();
+        let mut program = scene.program(role).ready();
+        let (mut stream, _) = listener.accept().unwrap();
+        match (engine, role) {
+            // Its engine is alive with it; what it holds is not on the volume yet.
+            (Engine::Own, "finisher") => {}
+            _ => program.kill(), // before a byte is read
+        }
+        let mut words = String::new();
+        stream.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "last words");
+    }
+}
+
+macro_rules! scenes {
+    ($($name:ident),*) => {
+        $(mod $name {
+            use super::Engine;
+
+            #[test]
+            fn within_one_system() {
+                super::$name(Engine::None);
+            }
+
+            #[test]
+            fn with_its_own_engine() {
+                super::$name(Engine::Own);
+            }
+
+            #[test]
+            fn with_a_shared_engine() {
+                super::$name(Engine::Shared);
+            }
+        })*
+    };
+}
+
+scenes!(
+    a_killed_client_resets,
+    an_exit_without_close_resets,
+    a_killed_server_resets,
+    an_orderly_end_is_one_whatever_comes_then
+);
 
 #[test]
 fn a_port_is_one_processs_and_free_again_when_that_is_killed() {
@@ -199,4 +291,91 @@ fn a_port_is_one_processs_and_free_again_when_that_is_killed() {
     let mut stream = group.connect(":7000").unwrap();
     stream.write_all(b"x").unwrap();
     listener.accept().unwrap();
+}
+
+/// Its programs learn at once, and their listeners are back with the next engine without their doing.
+#[test]
+fn a_shared_engine_that_is_killed_and_started_again() {
+    let place = Place::new();
+    let mut engine = Program::start(&place, "beta", "engine").ready();
+    let beta = place.group("beta");
+    let listener = beta.listen(7000).unwrap();
+    let alpha = place.group("alpha");
+    let mut stream = alpha.connect("beta:7000").unwrap();
+    stream.write_all(b"x").unwrap();
+    let (mut theirs, _) = listener.accept().unwrap();
+    theirs.read_exact(&mut [0]).unwrap();
+
+    engine.kill();
+    expect_reset(&mut theirs);
+    let error = beta.connect("alpha:1").unwrap_err();
+    assert!(error.to_string().contains("stp engine"), "{error}");
+
+    let _engine = Program::start(&place, "beta", "engine").ready();
+    expect_reset(&mut stream); // the new incarnation tells
+    let start = Instant::now();
+    let mut stream = loop {
+        match alpha.connect("beta:7000") {
+            Ok(stream) => break stream,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    stream.write_all(b"again").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let (mut theirs, _) = listener.accept().unwrap();
+    let mut text = String::new();
+    theirs.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "again");
+}
+
+#[test]
+fn a_peer_that_is_stopped_for_a_while_loses_nothing() {
+    let place = Place::new();
+    let mut engine = Program::start(&place, "beta", "engine").ready();
+    let (beta, alpha) = (place.group("beta"), place.group("alpha"));
+    let listener = beta.listen(7000).unwrap();
+    let mut stream = alpha.connect("beta:7000").unwrap();
+    let (mut theirs, _) = listener.accept().unwrap();
+    engine.signal(Signal::STOP);
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    let expected = sent.clone();
+    let writing = std::thread::spawn(move || {
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream
+    });
+    let error = alpha
+        .connect_timeout(&"beta:7000".parse().unwrap(), Duration::from_secs(1))
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    std::thread::sleep(Duration::from_secs(6)); // longer than it takes to be suspected
+    engine.signal(Signal::CONT);
+    let mut received = Vec::new();
+    theirs.read_to_end(&mut received).unwrap();
+    assert!(received == expected, "{} bytes", received.len());
+    drop(writing.join().unwrap());
+    engine.kill();
+}
+
+#[test]
+fn an_unknown_system_is_named_with_those_there_are() {
+    let net = Stp::across();
+    let start = Instant::now();
+    let error = loop {
+        let error = net.from.connect("gamma:7000").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        // Beta's record may not have been read yet.
+        if error.to_string().contains("beta") || start.elapsed() > Duration::from_secs(10) {
+            break error.to_string();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for name in ["gamma", "alpha", "beta", "lab"] {
+        assert!(error.contains(name), "{error}");
+    }
+    let systems = net.from.systems().unwrap();
+    let names: Vec<_> = systems.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["alpha", "beta"]);
 }

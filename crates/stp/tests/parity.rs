@@ -264,6 +264,20 @@ parity! {
 }
 
 parity! {
+    fn after_shutdown_read_the_other_way_goes_on(net) {
+        let (mut ours, mut theirs) = net.pair();
+        ours.shutdown(Shutdown::Read).unwrap();
+        for _ in 0..10 {
+            ours.write_all(b"on").unwrap();
+            theirs.read_exact(&mut [0; 2]).unwrap();
+        }
+        assert_eq!(ours.read(&mut [0; 8]).unwrap(), 0);
+        drop(ours);
+        assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0);
+    }
+}
+
+parity! {
     fn shutdown_both_ends_both(net) {
         let (mut ours, mut theirs) = net.pair();
         ours.write_all(b"last").unwrap();
@@ -426,5 +440,20 @@ parity! {
         assert!(!readable(&ours, Duration::from_millis(20)));
         theirs.write_all(b"x").unwrap();
         assert!(readable(&ours, Duration::from_secs(20)));
+    }
+}
+
+parity! {
+    /// Within one system the kernel tells the writer, where TCP takes and keeps what nobody will read.
+    fn one_that_does_not_read_any_more_can_still_write(net) {
+        let (mut ours, mut theirs) = net.pair();
+        theirs.shutdown(Shutdown::Read).unwrap();
+        for _ in 0..20 {
+            if let Err(error) = ours.write(b"x") {
+                assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+            }
+            theirs.write_all(b"on").unwrap();
+            ours.read_exact(&mut [0; 2]).unwrap();
+        }
     }
 }

@@ -38,19 +38,7 @@ impl Place {
 
     /// Starts the shared engine of `system`'s host, in this process.
     pub fn engine(&self, system: &str) -> Server {
-        let root = self.root.path();
-        let spec = VolumeSpec::from(root.join("volume").as_path());
-        aside(|| {
-            let run = RunDir::open(&root.join(format!("run-{system}"))).unwrap();
-            let volume = stp_host::volume::open(&spec).unwrap();
-            let superblock = *volume.superblock();
-            let dir = run.system(superblock.volume, &system.parse().unwrap());
-            let (dir, host) = (dir.unwrap(), run.host_id().unwrap());
-            let medium = volume.into_medium();
-            let config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
-            let handle = stp_host::engine::start(config).unwrap();
-            Server::start(&dir, std::sync::Arc::new(handle)).unwrap()
-        })
+        engine(self.root.path(), system)
     }
 
     pub fn group(&self, system: &str) -> stp::Group {
@@ -74,13 +62,31 @@ fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
+/// Starts the shared engine of `system`'s host, in this process.
+pub fn engine(root: &Path, system: &str) -> Server {
+    let spec = VolumeSpec::from(root.join("volume").as_path());
+    aside(|| {
+        let run = RunDir::open(&root.join(format!("run-{system}"))).unwrap();
+        let volume = stp_host::volume::open(&spec).unwrap();
+        let superblock = *volume.superblock();
+        let dir = run.system(superblock.volume, &system.parse().unwrap());
+        let (dir, host) = (dir.unwrap(), run.host_id().unwrap());
+        let medium = volume.into_medium();
+        let config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
+        let handle = stp_host::engine::start(config).unwrap();
+        Server::start(&dir, std::sync::Arc::new(handle)).unwrap()
+    })
+}
+
 /// Opens the group of `root` as `system`; each system has a run directory of its own, as two hosts have.
 pub fn open(root: &Path, system: &str) -> stp::Group {
+    builder(root, system).open().unwrap()
+}
+
+pub fn builder(root: &Path, system: &str) -> stp::Builder {
     stp::Group::builder(root.join("volume"))
         .system(system)
         .run_dir(root.join(format!("run-{system}")))
-        .open()
-        .unwrap()
 }
 
 /// A stream of either kind.
