@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use stp_host::control::{
@@ -127,6 +128,8 @@ fn pump(table: &Shared, from: &UnixStream, to: &UnixStream, from_token: u64, to_
             match rustix::net::send(to, rest, SendFlags::NOSIGNAL) {
                 Ok(n) => rest = &rest[n..],
                 Err(Errno::INTR) => {}
+                // One that only does not read any more gets nothing; one that is gone is told of.
+                Err(_) if !is_gone(to) => break,
                 Err(_) => return broken("the peer is gone"),
             }
         }
@@ -141,6 +144,11 @@ fn pump(table: &Shared, from: &UnixStream, to: &UnixStream, from_token: u64, to_
         }
     }
     broken("the program there ended without closing the stream");
+}
+
+fn is_gone(socket: &UnixStream) -> bool {
+    let mut watched = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready == 1)
 }
 
 impl Calls for Engine {
