@@ -442,6 +442,53 @@ fn a_full_backlog_makes_connections_wait_and_loses_none() {
     });
 }
 
+/// Somebody who gave up must not be found in the listener's queue as a stream that says nothing.
+#[test]
+fn a_connection_that_nobody_waits_for_any_more_is_withdrawn() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let path = beta.dir.port_socket(PORT);
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
+    let listener = UnixListener::from(socket);
+    beta.engine.listen(PORT, &path, false).unwrap();
+    let first = alpha.connect("beta", PORT);
+    let (_program, engine) = UnixStream::pair().unwrap();
+    let gave_up = alpha.engine.connect(
+        &system("beta"),
+        PORT,
+        OwnedFd::from(engine),
+        false,
+        Some(Duration::from_millis(50)),
+    );
+    assert_eq!(gave_up.unwrap_err(), ConnectFailure::TimedOut);
+    let (server, _) = beta.accept(&listener);
+    let mut third = alpha.connect("beta", PORT);
+    let (mut last, _) = beta.accept(&listener);
+    third.socket.write_all(b"third").unwrap();
+    third.close();
+    let heard = last.read_to_end();
+    if heard.is_empty() {
+        // It was in the queue before its end was known: then it is reset, not silent.
+        assert!(matches!(last.wait_ending(), Ending::Reset(_)));
+        let (mut last, _) = beta.accept(&listener);
+        assert_eq!(last.read_to_end(), b"third");
+    } else {
+        assert_eq!(heard, b"third");
+    }
+    first.close();
+    server.close();
+    let report = alpha.engine.report("engine").unwrap();
+    assert!(report.contains("\"system\":\"alpha\""), "{report}");
+}
+
 #[test]
 fn a_reader_that_stops_stalls_only_itself() {
     let world = World::new();

@@ -45,6 +45,8 @@ const ERRNO_INVALID: i32 = 22;
 pub struct Step {
     /// There is more to do at once: collect what happened, but do not wait.
     pub more: bool,
+    /// Nothing happened but looks at a storage that answers at once: others may want the processor.
+    pub idle_look: bool,
     /// The latest time of the next step, if nothing happens before.
     pub wake_at: Option<Time>,
     /// The node is over; no further step does anything.
@@ -109,6 +111,8 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     /// The last token given; the next is one further.
     last_token: u64,
     phase: Phase,
+    /// Pieces of streams handed over so far, either way.
+    moves: u64,
     label: String,
     /// Last: the buffers under way belong to it.
     medium: Box<M>,
@@ -140,6 +144,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             verdicts,
             last_token,
             phase: Phase::Running,
+            moves: 0,
             label,
             medium,
         }
@@ -170,10 +175,12 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if let Phase::Over(over) = self.phase {
             return Step {
                 more: false,
+                idle_look: false,
                 wake_at: None,
                 over: Some(over),
             };
         }
+        let moves = self.moves;
         let mut more = self.reap();
         more |= self.drain_ready();
         let now = self.clock.now();
@@ -185,9 +192,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         more |= self.deliver(now);
         more |= self.pull(now);
         let now = self.clock.now();
-        more |= self.submit(now);
+        let (full, complete) = self.submit(now);
         // What delivering and submitting brought about.
-        more |= self.drain_events(now);
+        more |= full | self.drain_events(now);
         self.move_on(now);
         let wake_at = [
             self.node.poll_timeout(),
@@ -202,7 +209,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             _ => None,
         };
         Step {
-            more,
+            more: more || complete,
+            idle_look: complete && !more && self.moves == moves,
             wake_at: wake_at.into_iter().flatten().min(),
             over,
         }
@@ -278,7 +286,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         true
     }
 
-    fn submit(&mut self, now: Time) -> bool {
+    /// Whether the budget was used up, and whether the storage has completed what it was given.
+    fn submit(&mut self, now: Time) -> (bool, bool) {
         let mut submitted = 0;
         while submitted < SUBMISSIONS_MAX {
             let Some(Io { id, place, action }) = self.node.poll_io(now) else {
@@ -304,7 +313,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.medium.kick();
         }
         // Without a descriptor to wait for, what was submitted is complete by now.
-        submitted == SUBMISSIONS_MAX || (submitted > 0 && self.medium.wait_fd().is_none())
+        let complete = submitted > 0 && self.medium.wait_fd().is_none();
+        (submitted == SUBMISSIONS_MAX, complete)
     }
 
     // --- local sockets
@@ -360,6 +370,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 _ => offered,
             };
             bytes_left = bytes_left.saturating_sub(taken);
+            self.moves += 1;
             self.node.delivered(now, id, taken, taken == offered);
         }
         true
@@ -381,6 +392,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             match pulled {
                 Pulled::Bytes(count) => {
                     bytes_left = bytes_left.saturating_sub(count);
+                    self.moves += 1;
                     self.node.filled(now, id, count, true);
                 }
                 Pulled::Empty => self.node.filled(now, id, 0, false),

@@ -506,4 +506,33 @@ impl Calls for EngineHandle {
         };
         Ok(peers.into_iter().map(told).collect())
     }
+    /// Knows `"engine"`: the volume, the seat and the node's counters.
+    fn report(&self, topic: &str) -> io::Result<String> {
+        if topic != "engine" {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("this engine has no report on {topic:?}, only on \"engine\""),
+            ));
+        }
+        let (shared, counters) = (&self.engine.shared, self.stats()?);
+        let report = serde_json::json!({
+            "volume": shared.volume.label,
+            "volume_id": shared.volume.id.to_string(),
+            "group": shared.volume.group.as_str(),
+            "storage": shared.volume.storage,
+            "system": shared.system.as_str(),
+            "seat": shared.seat.0,
+            "uptime_ms": counters.uptime_ms,
+            "reads": counters.reads,
+            "read_units": counters.read_units,
+            "polls_empty": counters.polls_empty,
+            "writes": counters.writes,
+            "written_units": counters.written_units,
+            "rewrites": counters.rewrites,
+            "sent_bytes": counters.sent_bytes,
+            "received_bytes": counters.received_bytes,
+            "streams": counters.streams,
+        });
+        Ok(report.to_string())
+    }
 }

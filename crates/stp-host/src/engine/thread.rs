@@ -179,6 +179,9 @@ fn drive(mut driver: UnixDriver, mut wait: Wait, shared: &Shared) -> Stopped {
             }
             None => {}
         }
+        if step.idle_look {
+            std::thread::yield_now();
+        }
         let now = driver.now();
         let waited = wait.wait(driver.local_mut(), now, step.wake_at, !step.more);
         if let Err(error) = waited {

@@ -61,7 +61,7 @@ impl Verdicts {
     }
 
     /// The library says: the coming end of this stream is meant.
-    pub(super) fn mark_clean(&self, token: StreamToken) {
+    pub fn mark_clean(&self, token: StreamToken) {
         if let Some(record) = self.table().records.get_mut(&token) {
             record.clean_mark = true;
         }
@@ -74,7 +74,7 @@ impl Verdicts {
     }
 
     /// What became of the stream.
-    pub(super) fn ending(&self, token: StreamToken) -> Ending {
+    pub fn ending(&self, token: StreamToken) -> Ending {
         let table = self.table();
         let known = table.records.get(&token).map(|record| record.ending);
         known.unwrap_or(Ending::Reset(ResetReason::EngineStopped))
