@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -290,6 +290,14 @@ impl OpenCause {
 }
 
 impl OpenError {
+    /// Says of an error that opening the volume's file or device gave what [`open`] says of it.
+    pub fn of(spec: &VolumeSpec, source: io::Error, access: Access) -> Self {
+        Self {
+            spec: spec.clone(),
+            cause: OpenCause::of(source, access),
+        }
+    }
+
     /// The volume that was to be opened.
     pub fn spec(&self) -> &VolumeSpec {
         &self.spec
@@ -405,6 +413,9 @@ fn open_kind(path: &Path, kind: Kind, options: &OpenOptions) -> Result<Box<dyn M
         if sector as usize > UNIT_BYTES {
             return Err(OpenCause::SectorTooBig(sector));
         }
+        if access == Access::ReadWrite && is_read_only_device(&file) {
+            return Err(OpenCause::ReadOnlyFileSystem);
+        }
     }
     let file = Arc::new(file);
     let ring = match (options.io, passing) {
@@ -425,6 +436,19 @@ fn open_kind(path: &Path, kind: Kind, options: &OpenOptions) -> Result<Box<dyn M
     };
     let name = format!("{kind}, {way}");
     Ok(Box::new(Direct::new(file, writable, backend, block, name)))
+}
+
+/// Some read-only devices can be opened for writing; only the writes fail.
+fn is_read_only_device(file: &File) -> bool {
+    let Ok(found) = file.metadata() else {
+        return false;
+    };
+    let (major, minor) = (
+        rustix::fs::major(found.rdev()),
+        rustix::fs::minor(found.rdev()),
+    );
+    let flag = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
+    flag.is_ok_and(|flag| flag.trim() == "1")
 }
 
 fn open_file(path: &Path, access: Access, flags: rustix::fs::OFlags) -> io::Result<File> {

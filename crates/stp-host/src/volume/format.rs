@@ -17,7 +17,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 use stp_format::{Geometry, GroupName, Place, SeatId, Superblock, UNIT_BYTES, UnitBuf, VolumeId};
 use stp_medium::signature::{self, Found};
-use stp_medium::{Access, IoChoice, Kind, Medium, SeatLock, VolumeSpec};
+use stp_medium::{Access, IoChoice, Kind, Medium, OpenError, SeatLock, VolumeSpec};
 
 use super::transfer::Blocking;
 use super::{Liveness, Volume, VolumeError};
@@ -89,7 +89,12 @@ impl Job<'_> {
             .create_new(true)
             .mode(0o600)
             .open(path)
-            .map_err(|source| Some(self.io("making the file", source)))?;
+            .map_err(|source| match Errno::from_io_error(&source) {
+                Some(Errno::ACCESS | Errno::PERM) => {
+                    self.io("making the file in its folder", source)
+                }
+                _ => OpenError::of(self.spec, source, Access::ReadWrite).into(),
+            })?;
         let made = self
             .allocate(&file, geometry.size_bytes)
             .and_then(|()| self.write(geometry, Vec::new()))
@@ -118,7 +123,7 @@ impl Job<'_> {
             .write(true)
             .custom_flags((exclusive | OFlags::NOCTTY).bits() as i32)
             .open(path)
-            .map_err(|source| self.refused(source))?;
+            .map_err(|source| OpenError::of(self.spec, source, Access::ReadWrite))?;
         let bytes = rustix::fs::seek(&file, SeekFrom::End(0))
             .map_err(|errno| self.io("asking for the size", errno.into()))?;
         let size = match (kind, self.options.size_bytes) {
@@ -155,9 +160,11 @@ impl Job<'_> {
             });
         }
         if kind != Kind::Block {
-            // Longer only now, shorter only here.
-            file.set_len(geometry.size_bytes)
-                .map_err(|source| self.io("setting the file's size", source))?;
+            if bytes < geometry.size_bytes {
+                // Longer only now, never again.
+                file.set_len(geometry.size_bytes)
+                    .map_err(|source| self.io("making the file longer", source))?;
+            }
             self.allocate(&file, geometry.size_bytes)?;
         }
         self.write(geometry, found)
@@ -217,7 +224,11 @@ impl Job<'_> {
                 Err(errno) => return Err(failed(errno.into())),
             }
         }
-        file.sync_all().map_err(failed)
+        match file.sync_all() {
+            // Some FUSE servers have nothing to sync.
+            Err(error) if Errno::from_io_error(&error) != Some(Errno::NOSYS) => Err(failed(error)),
+            _ => Ok(()),
+        }
     }
 
     fn write(&self, geometry: Geometry, overwritten: Vec<Found>) -> Result<Formatted, VolumeError> {
@@ -250,20 +261,6 @@ impl Job<'_> {
             storage: medium.describe(),
             overwritten,
         })
-    }
-
-    /// The error of an open for writing: what [`stp_medium::open`] says of the same.
-    fn refused(&self, source: io::Error) -> VolumeError {
-        if Errno::from_io_error(&source) == Some(Errno::BUSY) {
-            return self.io(
-                "taking the device (is it mounted, or part of another?)",
-                source,
-            );
-        }
-        match stp_medium::open(self.spec, &stp_medium::OpenOptions::default()) {
-            Err(error) => error.into(),
-            Ok(_) => self.io("opening it", source),
-        }
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> VolumeError {
