@@ -154,8 +154,8 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Where it is when nobody says: `given`, else `STP_RUN_DIR`, `$XDG_RUNTIME_DIR/stp`,
-    /// `/run/stp` for root or where it is ours, `/tmp/stp-<uid>`.
+    /// Where it is: `given`, else `STP_RUN_DIR`, `$XDG_RUNTIME_DIR/stp` if that directory is ours (under
+    /// `sudo` it may be another user's), `/run/stp` for root or where it is ours, `/tmp/stp-<uid>`.
     pub fn locate(given: Option<&Path>) -> PathBuf {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         if let Some(path) = given {
@@ -164,13 +164,18 @@ impl RunDir {
         if let Some(path) = variable("STP_RUN_DIR") {
             return path.into();
         }
-        if let Some(path) = variable("XDG_RUNTIME_DIR") {
-            return Path::new(&path).join("stp");
-        }
         let uid = rustix::process::geteuid().as_raw();
+        let ours = |path: &Path| {
+            fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.uid() == uid)
+        };
+        if let Some(path) = variable("XDG_RUNTIME_DIR").map(PathBuf::from)
+            && path.is_absolute()
+            && ours(&path)
+        {
+            return path.join("stp");
+        }
         let system_wide = Path::new("/run/stp");
-        let ours = || fs::symlink_metadata(system_wide).is_ok_and(|found| found.uid() == uid);
-        if uid == 0 && Path::new("/run").is_dir() || ours() {
+        if uid == 0 && Path::new("/run").is_dir() || ours(system_wide) {
             return system_wide.to_owned();
         }
         PathBuf::from(format!("/tmp/stp-{uid}"))
