@@ -221,3 +221,21 @@ fn wrappers_without_faults() {
         Trace::new(Faulty::new(handle(&spec, IoChoice::Auto), 1).unwrap())
     });
 }
+
+/// Any storage: `STP_TEST_VOLUME=PATH[,PATH...]` names one volume as one or several mounts show it; the handles
+/// take them in turn. What it holds is overwritten.
+#[test]
+fn the_volume_that_the_environment_names() {
+    let Ok(paths) = std::env::var("STP_TEST_VOLUME") else {
+        return skipped("a given volume", "STP_TEST_VOLUME is not set");
+    };
+    let specs: Vec<VolumeSpec> = paths.split(',').map(|p| p.parse().unwrap()).collect();
+    let io = IoChoice::from_env();
+    let mut medium = handle(&specs[0], io);
+    medium.set_geometry(stp_format::Geometry::plan(VOLUME_BYTES, 3).unwrap());
+    let lock = medium.lock_seat(stp_format::SeatId(0)).unwrap();
+    println!("{}, seat lock {lock:?}", medium.describe());
+    drop(medium);
+    let mut turn = specs.iter().cycle();
+    run(Expect { lock }, || handle(turn.next().unwrap(), io));
+}
