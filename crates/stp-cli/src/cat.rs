@@ -400,12 +400,22 @@ fn receive(mut stream: &stp::Stream) -> Result<(), Failure> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         match stream.read(&mut buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                drop(stdout);
+                return end_stdout();
+            }
             Ok(n) => stdout.write_all(&buffer[..n]).map_err(Failure::Stdout)?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Failure::Stream(error)),
         }
     }
+}
+
+/// Whoever reads our standard output learns that there will be no more, while we may still be sending.
+fn end_stdout() -> Result<(), Failure> {
+    let nowhere = File::options().write(true).open("/dev/null");
+    let nowhere = nowhere.map_err(Failure::Stdout)?;
+    rustix::stdio::dup2_stdout(&nowhere).map_err(|error| Failure::Stdout(error.into()))
 }
 
 fn timespec(duration: Duration) -> rustix::event::Timespec {
