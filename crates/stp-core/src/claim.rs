@@ -6,8 +6,8 @@
 //!   write may take, read again; it must still stand. A claim whose own write was too slow is begun anew.
 //! - The claim is durable before anything else is written, with an incarnation above all seen in the seat:
 //!   an incarnation is never used twice.
-//! - A live seat is never taken: alive is who holds a lock or moves its heartbeat. A seat without
-//!   either is taken once it was silent for its own `dead` time.
+//! - A live seat is never taken: alive is who holds a lock or moves its heartbeat. A silent seat is taken
+//!   after three heartbeats if the storage grants its lock, else after its own `dead` time.
 
 use crate::config::NodeConfig;
 use crate::io::{Io, IoAction, IoDone, IoFault};
@@ -227,6 +227,12 @@ impl Claim {
         match (&self.step, answer) {
             (Step::AskHost(candidate), ClaimAnswer::Held | ClaimAnswer::Unsupported) => {
                 self.step = Step::AskMedium(*candidate);
+            }
+            // Its node may run where the storage's locks do not reach: only silence proves it dead.
+            (&Step::AskMedium(candidate), ClaimAnswer::Held)
+                if candidate.fitness == Fitness::Unclear && !self.silent(candidate.seat) =>
+            {
+                self.next_candidate();
             }
             (&Step::AskMedium(candidate), ClaimAnswer::Held) => {
                 self.step = Step::Write {
@@ -456,6 +462,18 @@ impl Claim {
         candidates.sort_by_key(|c| (core::cmp::Reverse(c.fitness), core::cmp::Reverse(c.seat)));
         self.candidates = candidates;
         self.next_candidate();
+    }
+
+    /// Whether a seat's heartbeat was watched long enough, and did not move.
+    fn silent(&self, seat: SeatId) -> bool {
+        let index = usize::from(seat.0);
+        let (Some((record, _)), Some((_, _, since))) =
+            (&self.views[index].newest, self.watched[index])
+        else {
+            return false;
+        };
+        let beat = Duration::from_millis(record.timings.heartbeat_ms.into());
+        self.now.since(since) >= beat * SILENT_HEARTBEATS
     }
 
     fn next_candidate(&mut self) {

@@ -406,3 +406,33 @@ fn a_node_whose_seat_is_taken_over_stops_at_once() {
         world.app(0, id).reset.is_some()
     });
 }
+
+#[test]
+fn a_silent_seat_is_taken_and_a_live_one_beyond_the_locks_is_not() {
+    let mut world = World::new(6, 2, 4 << 20);
+    world.add("alpha", false);
+    world.add("beta", true);
+    world.ready();
+    let seat = world.hosts[1].node.as_ref().unwrap().seat();
+    let gamma = world.add("gamma", true);
+    world.start(gamma);
+    world.run_until("gamma has its answer", |world| {
+        world.hosts[gamma].claim_error.is_some() || world.hosts[gamma].node.is_some()
+    });
+    assert_eq!(
+        world.hosts[gamma].claim_error,
+        Some(ClaimError::NoFreeSeat(2))
+    );
+    world.kill(1);
+    world.start(gamma);
+    world.run_until("gamma sits", |world| world.hosts[gamma].node.is_some());
+    assert_eq!(world.hosts[gamma].node.as_ref().unwrap().seat(), seat);
+    world.run_for(Duration::from_secs(5));
+    let fenced = world.hosts[0].events.iter();
+    assert_eq!(
+        fenced
+            .filter(|event| matches!(event, Event::Fenced(_)))
+            .count(),
+        0
+    );
+}
