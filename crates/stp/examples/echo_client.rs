@@ -5,8 +5,19 @@
 use std::error::Error;
 use std::io;
 use std::net::Shutdown;
+use std::process::ExitCode;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("echo_client: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let addr = std::env::args()
         .nth(1)
         .ok_or("usage: echo_client SYSTEM:PORT")?;

@@ -3,8 +3,19 @@
 //!     STP_VOLUME=/path/of/volume STP_SYSTEM=beta cargo run -p stp --example echo_server -- 7000
 
 use std::error::Error;
+use std::process::ExitCode;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("echo_server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let port = match std::env::args().nth(1) {
         Some(port) => port.parse().map_err(|e| format!("port {port:?}: {e}"))?,
         None => 0,
