@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -24,6 +25,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// First and longest pause between two attempts to connect.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long threads may take to end when they are told to.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -103,30 +106,33 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let told = sender.clone();
     spawn("stp-signals", move || {
         if let Some(signal) = signals.wait(None) {
+            // Whoever asks twice does not want to wait for order.
+            signals.restore_default();
             // Nobody listens any more if everything is over.
             let _ = told.send(News::Signal(signal));
         }
-        // The signals are noticed until the end of the process.
-        std::mem::forget(signals);
     })?;
+    let stop = Stop::new()?;
 
     // Waiting for a connection can take for ever: it happens beside, so that a signal ends it.
     let group = global.group()?;
     let no_stdin = args.no_stdin;
-    let told = sender.clone();
-    spawn("stp-connect", move || {
-        let result = open(&group, &args);
+    let (told, stopped) = (sender.clone(), stop.try_clone()?);
+    let opening = spawn("stp-connect", move || {
+        let result = open(&group, &args, &stopped);
         drop(group);
         let _ = told.send(News::Opened(result));
     })?;
     let stream = match news.recv() {
         Ok(News::Opened(stream)) => stream?,
-        Ok(News::Signal(signal)) => return end_by(signal),
+        Ok(News::Signal(signal)) => {
+            stop.set();
+            join_all(vec![opening]);
+            return end_by(signal);
+        }
         _ => return Err(CliError::new("the connection was not made")),
     };
 
-    let stop = eventfd(0, EventfdFlags::CLOEXEC)
-        .map_err(|error| CliError::new(format_args!("cannot make an eventfd: {error}")))?;
     let mut copying = Copying::start(stream, stop, no_stdin, sender)?;
     while !copying.is_over() {
         match news.recv() {
@@ -160,8 +166,8 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
 struct Copying {
     stream: stp::Stream,
     peer: String,
-    stop: OwnedFd,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    stop: Stop,
+    threads: Vec<JoinHandle<()>>,
     wait_for_stdin: bool,
     sent: bool,
     received: bool,
@@ -172,7 +178,7 @@ struct Copying {
 impl Copying {
     fn start(
         stream: stp::Stream,
-        stop: OwnedFd,
+        stop: Stop,
         no_stdin: bool,
         news: Sender<News>,
     ) -> Result<Self, CliError> {
@@ -183,7 +189,7 @@ impl Copying {
             stream.try_clone().map_err(failed)?,
             stream.try_clone().map_err(failed)?,
         );
-        let stopped = stop.try_clone().map_err(failed)?;
+        let stopped = stop.try_clone()?;
         let told = news.clone();
         let sender = spawn("stp-send", move || {
             let result = if no_stdin {
@@ -217,22 +223,17 @@ impl Copying {
     fn handle_received(&mut self) {
         self.received = true;
         if !self.wait_for_stdin {
-            self.stop_reading();
+            self.stop.set();
         }
     }
 
-    fn stop_reading(&self) {
-        // The counter cannot be full.
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-    }
-
     fn abort(&self) {
-        self.stop_reading();
+        self.stop.set();
         // A stream that cannot be reset is broken already.
         let _ = self.stream.abort();
     }
 
-    fn fail(mut self, failure: Failure) -> CliError {
+    fn fail(self, failure: Failure) -> CliError {
         self.abort();
         let error = match failure {
             Failure::Stream(error) => CliError::new(format_args!("{error}")).remedy(format_args!(
@@ -243,29 +244,84 @@ impl Copying {
                 .remedy("the transfer was cut there"),
             Failure::Stdout(error) => CliError::from_stdout(error),
         };
-        // Standard output may be stuck: only the sender is sure to end.
-        self.threads.truncate(1);
         self.join();
         error
     }
 
     fn join(self) {
+        // The last one to let go of the stream has an engine in this process leave in order.
         drop(self.stream);
-        for thread in self.threads {
+        join_all(self.threads);
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, CliError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| CliError::new(format_args!("cannot start a thread: {error}")))
+}
+
+/// Waits for threads that have been told to end. One that cannot (its standard output is stuck, or a
+/// connection is being made) is left behind.
+fn join_all(threads: Vec<JoinHandle<()>>) {
+    let deadline = Instant::now() + END_TIMEOUT;
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
             // A thread that panicked has said so.
             let _ = thread.join();
         }
     }
 }
 
-fn spawn(
-    name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<std::thread::JoinHandle<()>, CliError> {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .map_err(|error| CliError::new(format_args!("cannot start a thread: {error}")))
+/// Tells threads that wait to stop waiting.
+struct Stop(OwnedFd);
+
+impl Stop {
+    fn new() -> Result<Self, CliError> {
+        eventfd(0, EventfdFlags::CLOEXEC)
+            .map(Self)
+            .map_err(|error| CliError::new(format_args!("cannot make an eventfd: {error}")))
+    }
+
+    fn try_clone(&self) -> Result<Self, CliError> {
+        self.0
+            .try_clone()
+            .map(Self)
+            .map_err(|error| CliError::new(format_args!("cannot copy a descriptor: {error}")))
+    }
+
+    fn set(&self) {
+        // The counter cannot be full.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Waits for something to read there, until it is set or the time is over.
+    fn wait(&self, fd: Option<BorrowedFd<'_>>, until: Option<Instant>) -> Result<Waited, Errno> {
+        loop {
+            let left = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
+            let mut watched = vec![PollFd::new(&self.0, PollFlags::IN)];
+            watched.extend(fd.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            match poll(&mut watched, left.as_ref()) {
+                Ok(0) => return Ok(Waited::TimedOut),
+                Ok(_) if watched[0].revents().is_empty() => return Ok(Waited::Ready),
+                Ok(_) => return Ok(Waited::Stopped),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waited {
+    Ready,
+    Stopped,
+    TimedOut,
 }
 
 /// Ends as the signal would have ended it, once everything is in order.
@@ -275,11 +331,11 @@ fn end_by(signal: i32) -> Result<(), CliError> {
 }
 
 /// The connection.
-fn open(group: &stp::Group, args: &Args) -> Result<stp::Stream, CliError> {
+fn open(group: &stp::Group, args: &Args, stop: &Stop) -> Result<stp::Stream, CliError> {
     let deadline = args.timeout.map(|limit| Instant::now() + limit);
     match (&args.address, args.listen) {
-        (_, Some(port)) => listen(group, port, deadline),
-        (Some(address), None) => connect(group, address, args.retry, deadline),
+        (_, Some(port)) => listen(group, port, deadline, stop),
+        (Some(address), None) => connect(group, address, args.retry, deadline, stop),
         (None, None) => Err(CliError::usage("neither SYSTEM:PORT nor -l PORT")
             .remedy("name where to connect to, or the port to listen on")),
     }
@@ -289,30 +345,41 @@ fn listen(
     group: &stp::Group,
     port: u16,
     deadline: Option<Instant>,
+    stop: &Stop,
 ) -> Result<stp::Stream, CliError> {
     let failed = |error: io::Error| CliError::new(format_args!("cannot listen: {error}"));
     let listener = group.listen(port).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
     let here = listener.local_addr().map_err(failed)?;
     if port == 0 {
         say(format_args!("listening on {here}"));
     } else {
         tracing::info!("listening on {here}");
     }
-    if let Some(deadline) = deadline {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut watched = [PollFd::new(&listener, PollFlags::IN)];
-        let timeout = timespec(left);
-        // Retried by nobody: a signal ends the process by another way.
-        if poll(&mut watched, Some(&timeout)).unwrap_or(0) == 0 {
-            return Err(
-                CliError::new(format_args!("{here}: nobody connected in time"))
-                    .remedy("wait longer with -w, or check the other side"),
-            );
+    loop {
+        match stop.wait(Some(listener.as_fd()), deadline) {
+            Ok(Waited::Ready) => {}
+            Ok(Waited::Stopped) => return Err(CliError::silent()),
+            Ok(Waited::TimedOut) => {
+                return Err(
+                    CliError::new(format_args!("{here}: nobody connected in time"))
+                        .remedy("wait longer with -w, or check the other side"),
+                );
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                tracing::info!("connection from {peer}");
+                stream.set_nonblocking(false).map_err(failed)?;
+                return Ok(stream);
+            }
+            // Who connected went away before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
         }
     }
-    let (stream, peer) = listener.accept().map_err(failed)?;
-    tracing::info!("connection from {peer}");
-    Ok(stream)
 }
 
 fn connect(
@@ -320,6 +387,7 @@ fn connect(
     address: &stp::Addr,
     retry: Option<Duration>,
     deadline: Option<Instant>,
+    stop: &Stop,
 ) -> Result<stp::Stream, CliError> {
     let retry_until = retry.map(|limit| Instant::now() + limit);
     let mut pause = RETRY_MIN;
@@ -348,19 +416,23 @@ fn connect(
             return Err(CliError::new(error));
         }
         tracing::debug!("{error}; trying again in {pause:?}");
-        std::thread::sleep(pause);
+        if stop.wait(None, Some(later)) == Ok(Waited::Stopped) {
+            return Err(CliError::silent());
+        }
         pause = (pause * 2).min(RETRY_MAX);
     }
 }
 
 /// Standard input to the stream, until it ends or `stop` says so.
-fn send(stream: &stp::Stream, stop: &OwnedFd) -> Result<(), Failure> {
+fn send(stream: &stp::Stream, stop: &Stop) -> Result<(), Failure> {
     let stdin = io::stdin();
     let stdin = stdin.as_fd();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        if is_stopped(stdin, stop).map_err(|error| Failure::Stdin(error.into()))? {
-            return Ok(());
+        match stop.wait(Some(stdin), None) {
+            Ok(Waited::Stopped) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(Failure::Stdin(error.into())),
         }
         match rustix::io::read(stdin, &mut buffer) {
             Ok(0) => return Ok(()),
@@ -368,19 +440,6 @@ fn send(stream: &stp::Stream, stop: &OwnedFd) -> Result<(), Failure> {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(error) => return Err(Failure::Stdin(error.into())),
         }
-    }
-}
-
-/// Waits for standard input; true if there is no need to read it any more.
-fn is_stopped(stdin: BorrowedFd<'_>, stop: &OwnedFd) -> Result<bool, Errno> {
-    let mut watched = [
-        PollFd::from_borrowed_fd(stdin, PollFlags::IN),
-        PollFd::new(stop, PollFlags::IN),
-    ];
-    match poll(&mut watched, None) {
-        Ok(_) => Ok(watched[1].revents().contains(PollFlags::IN)),
-        Err(Errno::INTR) => Ok(false),
-        Err(error) => Err(error),
     }
 }
 

@@ -110,10 +110,19 @@ fn a_sender_that_is_killed_leaves_no_complete_transfer() {
 
 #[test]
 fn a_sender_that_is_told_to_end_leaves_no_complete_transfer() {
-    let world = World::new();
-    let mut server = piped(&world, "beta", &["-d", "-l", "7000"]);
+    told_to_end(&World::new());
+}
+
+/// The engine goes with the program: it has to tell the peer before.
+#[test]
+fn a_sender_with_its_own_engine_tells_before_it_ends() {
+    told_to_end(&World::without_engines());
+}
+
+fn told_to_end(world: &World) {
+    let mut server = piped(world, "beta", &["-d", "-l", "7000"]);
     let mut stdout = server.child.stdout.take().unwrap();
-    let mut client = piped(&world, "alpha", &["--retry", "60", "beta:7000"]);
+    let mut client = piped(world, "alpha", &["--retry", "60", "beta:7000"]);
     let mut stdin = client.child.stdin.take().unwrap();
     stdin.write_all(b"so far").unwrap();
     let mut so_far = [0; 6];
@@ -144,6 +153,25 @@ fn a_receiver_that_stops_early_fails_the_sender_and_ends_like_a_filter() {
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("not complete"), "{said}");
     writer.join().unwrap();
+}
+
+#[test]
+fn engines_of_their_own() {
+    let world = World::without_engines();
+    let mut server = piped(&world, "beta", &["-d", "-l", "0"]);
+    let line = server.line("listening on beta:");
+    let address = line.rsplit(' ').next().unwrap().to_owned();
+    let received = collect(server.child.stdout.take().unwrap());
+    let mut client = piped(&world, "alpha", &["--retry", "60", &address]);
+    let data = noise(20 << 20, 6);
+    client.child.stdin.take().unwrap().write_all(&data).unwrap();
+    assert_eq!(client.end(), (0, String::new()));
+    assert_eq!(server.end().0, 0);
+    assert!(received.whole() == data);
+    // Both have left in order, so the volume is nobody's.
+    let output = world.on("alpha").args(["ss", "-a"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("No node"), "{text}");
 }
 
 #[test]

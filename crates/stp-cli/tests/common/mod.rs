@@ -25,20 +25,7 @@ pub struct World {
 impl World {
     /// A formatted volume and the engines of alpha and beta.
     pub fn new() -> Self {
-        // Not in /tmp, which may be memory: this is about files.
-        let folder = tempfile::Builder::new()
-            .prefix("stp-cli-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .unwrap();
-        let mut world = Self {
-            folder,
-            engines: Vec::new(),
-        };
-        let mut format = stp();
-        format.arg("format").arg(world.volume());
-        format.args(["--group", "lab", "--size", "64MiB"]);
-        let output = format.output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        let mut world = Self::without_engines();
         for system in ["alpha", "beta"] {
             let mut engine = world.on(system);
             engine.arg("engine");
@@ -47,6 +34,25 @@ impl World {
         for engine in &mut world.engines {
             engine.line("ready");
         }
+        world
+    }
+
+    /// Only the volume: every program has an engine of its own.
+    pub fn without_engines() -> Self {
+        // Not in /tmp, which may be memory: this is about files.
+        let folder = tempfile::Builder::new()
+            .prefix("stp-cli-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
+        let world = Self {
+            folder,
+            engines: Vec::new(),
+        };
+        let mut format = stp();
+        format.arg("format").arg(world.volume());
+        format.args(["--group", "lab", "--size", "64MiB"]);
+        let output = format.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
         world
     }
 
