@@ -112,7 +112,7 @@ pub fn serve(global: &Global, args: ServeArgs) -> Result<(), CliError> {
 /// Runs `stp cp`.
 pub fn cp(global: &Global, args: CpArgs) -> Result<(), CliError> {
     let connector = stream::Systems::new(global, args.port);
-    connector.group(false)?;
+    connector.group()?;
     let options = client::Options {
         recursive: args.recursive,
         quiet: args.quiet,
@@ -131,7 +131,7 @@ pub fn ls(global: &Global, args: LsArgs) -> Result<(), CliError> {
         .remedy("name it as SYSTEM:PATH (SYSTEM: is the served folder itself)"));
     };
     let connector = stream::Systems::new(global, args.port);
-    connector.group(false)?;
+    connector.group()?;
     let mut entries = client::list(&connector, &system, &path)?;
     if !args.all && entries.len() > 1 {
         entries.retain(|(name, _)| name.first() != Some(&b'.'));

@@ -77,7 +77,7 @@ struct Shared {
     position: AtomicU64,
     done_bytes: AtomicU64,
     moved: AtomicU64,
-    present: AtomicU64,
+    holes: AtomicU64,
     total: AtomicU64,
     activity: AtomicU64,
     ended: (Mutex<bool>, Condvar),
@@ -108,7 +108,7 @@ impl Progress {
             position: AtomicU64::new(0),
             done_bytes: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-            present: AtomicU64::new(0),
+            holes: AtomicU64::new(0),
             total: AtomicU64::new(0),
             activity: AtomicU64::new(0),
             ended: (Mutex::new(false), Condvar::new()),
@@ -187,19 +187,27 @@ impl Progress {
         let state = self.state();
         let failed = state.failed + state.session_failed;
         let skipped = state.skipped + state.session_skipped;
-        if !self.quiet {
+        // One failure and nothing else was said already.
+        if !self.quiet && (state.files, skipped, failed) != (0, 0, 1) {
             let moved = self.moved_bytes();
-            let present = self.shared.present.load(Ordering::Relaxed);
+            let done = self.shared.done_bytes.load(Ordering::Relaxed);
+            let holes = self.shared.holes.load(Ordering::Relaxed);
+            // In place without having been sent, by this command or at all.
+            let present = done.saturating_sub(moved).saturating_sub(holes);
             let seconds = self.started.elapsed().as_secs_f64();
             let rate = bytes((moved as f64 / seconds.max(1e-3)) as u64);
             let plural = if state.files == 1 { "" } else { "s" };
-            let done = bytes(self.shared.done_bytes.load(Ordering::Relaxed));
+            let again = (moved + holes).saturating_sub(done);
+            let done = bytes(done);
             let mut line = format!(
                 "{} file{plural} copied, {done} in {seconds:.1} s ({rate}/s)",
                 state.files
             );
             if present > 0 {
                 line.push_str(&format!(", {} were there already", bytes(present)));
+            }
+            if again > 0 && failed == 0 {
+                line.push_str(&format!(", {} sent again", bytes(again)));
             }
             if skipped > 0 {
                 line.push_str(&format!(", {skipped} skipped"));
@@ -305,11 +313,11 @@ impl Report for Progress {
         self.shared.position.fetch_add(bytes, Ordering::Relaxed);
     }
     fn hole(&self, bytes: u64) {
+        self.shared.holes.fetch_add(bytes, Ordering::Relaxed);
         self.shared.position.fetch_add(bytes, Ordering::Relaxed);
     }
     fn present(&self, bytes: u64) {
         self.shared.position.fetch_add(bytes, Ordering::Relaxed);
-        self.shared.present.fetch_add(bytes, Ordering::Relaxed);
     }
     fn undone(&self, bytes: u64) {
         let less = |p: u64| Some(p.saturating_sub(bytes));

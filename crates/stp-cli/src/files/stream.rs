@@ -42,14 +42,7 @@ pub struct Port {
 
 /// Listens on a port.
 pub fn listen(group: &Group, port: u16) -> Result<Port, CliError> {
-    let failed = |e: io::Error| {
-        let error = CliError::new(format_args!("port {port} of {}: {e}", group.system()));
-        if e.kind() == io::ErrorKind::AddrInUse {
-            error.remedy("choose another with --port")
-        } else {
-            error
-        }
-    };
+    let failed = |e: io::Error| CliError::new(format_args!("{}: {e}", group.system()));
     let listener = group.listen(port).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?.to_string();
@@ -79,8 +72,8 @@ impl Acceptor for Port {
     }
 }
 
-/// Connects to the file service of systems of a group; opens the group when it is first needed, and again when its engine
-/// went away.
+/// Connects to the file service of systems of a group; opens the group when it is first needed, and again when its engine is
+/// of no use any more.
 pub struct Systems<'a> {
     global: &'a Global,
     port: u16,
@@ -98,40 +91,47 @@ impl<'a> Systems<'a> {
     }
 
     /// The group, opened if it is not.
-    pub fn group(&self, afresh: bool) -> Result<Group, CliError> {
+    pub fn group(&self) -> Result<Group, CliError> {
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        if afresh {
-            *group = None;
-        }
         match &*group {
             Some(group) => Ok(group.clone()),
             None => Ok(group.insert(open(self.global)?).clone()),
         }
     }
+
+    fn forget(&self) {
+        *self.group.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Connector for Systems<'_> {
     fn connect(&self, system: &str) -> Result<Channel, Broken> {
-        let address = Addr::new(
-            system.parse().map_err(|e| {
-                Broken::Local(Fault::new(
-                    Code::BadName,
-                    format!("`{system}` is not a system's name: {e}"),
-                ))
-            })?,
-            self.port,
-        );
-        let mut afresh = false;
-        loop {
-            // No engine yet is no reason to give up what has begun: it may be starting again.
-            let group = self
-                .group(afresh)
-                .map_err(|e| Broken::NoConnection(io::Error::other(e.to_string())))?;
-            match group.connect(&address) {
-                Ok(stream) => return Ok(channel(stream, address.to_string())),
-                Err(e) if e.kind() == io::ErrorKind::NotConnected && !afresh => afresh = true,
-                Err(e) => return Err(Broken::NoConnection(e)),
-            }
-        }
+        let system = system.parse().map_err(|e| {
+            let text = format!("`{system}` is not a system's name: {e}");
+            Broken::Local(Fault::new(Code::BadName, text))
+        })?;
+        let address = Addr::new(system, self.port);
+        // No engine is no reason to give up what has begun: it may be starting again.
+        let group = self
+            .group()
+            .map_err(|e| Broken::NoConnection(io::Error::other(e.to_string())))?;
+        group
+            .connect(&address)
+            .map(|stream| channel(stream, address.to_string()))
+            .map_err(|e| {
+                if !answers(&e) {
+                    self.forget();
+                }
+                Broken::NoConnection(e)
+            })
     }
+}
+
+/// Whether an engine that works says so: opening the group again would not change it.
+fn answers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound, TimedOut};
+    matches!(
+        error.kind(),
+        ConnectionRefused | HostUnreachable | NotFound | TimedOut
+    )
 }

@@ -274,7 +274,10 @@ impl Small {
                 .status()
                 .is_ok_and(|s| s.success());
         if !done {
-            println!("skipped: needs root to mount a small tmpfs");
+            skip(
+                "a_full_disk_keeps_what_came_and_the_rest_is_copied_later",
+                "needs root to mount a small tmpfs",
+            );
         }
         done.then(|| Self(at.to_owned()))
     }
@@ -321,7 +324,10 @@ fn a_full_disk_keeps_what_came_and_the_rest_is_copied_later() {
 #[test]
 fn what_may_not_be_read_or_written_is_said() {
     if !is_root() {
-        println!("skipped: needs root to become somebody else");
+        skip(
+            "what_may_not_be_read_or_written_is_said",
+            "needs root to become somebody else",
+        );
         return;
     }
     let two = Two::new();

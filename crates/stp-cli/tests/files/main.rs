@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, missing_docs)]
 
 mod faults;
+mod group;
 mod hostile;
 mod resume;
 mod support;
