@@ -232,3 +232,44 @@ fn a_port_on_the_other_side() {
     beta.line("ended");
     assert!(TcpStream::connect(address).is_err());
 }
+
+/// A shared engine that dies takes its connections with it, not the programs: they find the next one, and
+/// what they listen on is there again.
+#[test]
+fn a_new_engine_is_found_again() {
+    let mut world = World::new();
+    let target = server(backwards);
+    let mut beta = world.start(
+        "beta",
+        &[
+            "forward",
+            "--accept-remote",
+            "--expose",
+            &format!("80={target}"),
+        ],
+    );
+    beta.line("forward: beta:80");
+    let spec = format!("beta:0:{target}");
+    let mut alpha = world.start("alpha", &["forward", "-L", "0:beta:80", "-R", &spec]);
+    let there = local_address(&alpha.line("-> beta:80"));
+    let back = local_address(&alpha.line("forward: beta:127"));
+    for address in [there, back] {
+        assert_eq!(ask(connect(address), b"before").unwrap(), b"erofeb");
+    }
+    world.restart_engine("beta", Signal::KILL);
+    let deadline = std::time::Instant::now() + HANG;
+    for address in [there, back] {
+        loop {
+            let asked = TcpStream::connect(address).and_then(|stream| ask(stream, b"after"));
+            match asked {
+                Ok(answer) if answer == b"retfa" => break,
+                // Nothing may ever look complete that is not.
+                Ok(answer) => panic!("{answer:?} came from {address}"),
+                Err(_) => {}
+            }
+            let late = std::time::Instant::now() > deadline;
+            assert!(!late, "{address}: {}{}", alpha.said, beta.said);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}

@@ -22,6 +22,8 @@ use crate::out::say;
 const THREADS_MAX: usize = 64;
 /// Stack of a thread, in bytes: resolving a name needs most of it.
 const STACK_BYTES: usize = 512 << 10;
+/// How long a thread waits for another attempt to make.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection on the volume may take.
 const STP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a TCP connection to one address may take.
@@ -193,6 +195,7 @@ impl Shared {
 
     fn next_job(&self) -> Option<Job> {
         let mut queue = self.lock();
+        let mut bored = false;
         loop {
             if queue.closed {
                 return None;
@@ -200,12 +203,17 @@ impl Shared {
             if let Some(job) = queue.jobs.pop_front() {
                 return Some(job);
             }
+            if bored {
+                return None;
+            }
             queue.idle += 1;
-            queue = self
+            let (again, waited) = self
                 .news
-                .wait(queue)
+                .wait_timeout(queue, IDLE_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner);
+            queue = again;
             queue.idle -= 1;
+            bored = waited.timed_out();
         }
     }
 

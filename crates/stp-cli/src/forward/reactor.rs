@@ -63,8 +63,8 @@ enum Source {
     Asker(stp::Stream, Vec<u8>, stp::SystemName),
     /// A system that we listen for, and with which of our listeners.
     Client(stp::Stream, u64),
-    /// A service that has not answered yet, or listens for us: for which of our remotes.
-    Service(stp::Stream, Vec<u8>, usize),
+    /// A service, what it said, for which of our remotes; once it has answered it listens for us.
+    Service(stp::Stream, Vec<u8>, usize, bool),
     /// A connection.
     Pair(Box<Pair>, Arc<str>),
 }
@@ -651,7 +651,8 @@ impl Reactor {
     }
 
     fn hear_service(&mut self, id: u64) {
-        let Some(Source::Service(stream, line, remote)) = self.sources.get_mut(&id) else {
+        let Some(Source::Service(stream, line, remote, answered)) = self.sources.get_mut(&id)
+        else {
             return;
         };
         let remote = *remote;
@@ -661,6 +662,7 @@ impl Reactor {
         match (answer, heard) {
             (Some(Ok(port)), heard) => {
                 line.clear();
+                *answered = true;
                 asked.worked = true;
                 asked.wait = ASK_AGAIN_MIN;
                 // The same port when it has to be asked again.
@@ -726,7 +728,7 @@ impl Reactor {
                     }
                 }
                 Dialed::Asked(remote, stream) => {
-                    self.shake_hands(Source::Service(stream, Vec::new(), remote));
+                    self.shake_hands(Source::Service(stream, Vec::new(), remote, false));
                 }
                 Dialed::NotAsked(remote, error) => self.not_listening(remote, &error.to_string()),
             }
@@ -767,8 +769,7 @@ impl Reactor {
     fn expire(&mut self, id: u64) {
         match self.sources.get(&id) {
             Some(Source::Socks(..) | Source::Token(..) | Source::Asker(..)) => self.cut(id),
-            // Once it has answered it may stay.
-            Some(Source::Service(_, _, remote)) if !self.remotes[*remote].worked => {
+            Some(Source::Service(_, _, remote, false)) => {
                 self.lost_service(id, *remote, "it does not answer".to_owned());
             }
             _ => {}

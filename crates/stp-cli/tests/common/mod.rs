@@ -17,6 +17,8 @@ use tempfile::TempDir;
 /// Nothing in these tests takes longer, unless it hangs.
 pub const HANG: Duration = Duration::from_secs(90);
 
+const SYSTEMS: [&str; 2] = ["alpha", "beta"];
+
 pub struct World {
     pub folder: TempDir,
     engines: Vec<Running>,
@@ -26,10 +28,8 @@ impl World {
     /// A formatted volume and the engines of alpha and beta.
     pub fn new() -> Self {
         let mut world = Self::without_engines();
-        for system in ["alpha", "beta"] {
-            let mut engine = world.on(system);
-            engine.arg("engine");
-            world.engines.push(Running::start(engine));
+        for system in SYSTEMS {
+            world.engines.push(world.start(system, &["engine"]));
         }
         for engine in &mut world.engines {
             engine.line("ready");
@@ -54,6 +54,15 @@ impl World {
         let output = format.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         world
+    }
+
+    /// Ends a system's engine by a signal and starts another.
+    pub fn restart_engine(&mut self, system: &str, signal: Signal) {
+        let at = SYSTEMS.iter().position(|name| *name == system).unwrap();
+        self.engines[at].signal(signal);
+        self.engines[at].child.wait().unwrap();
+        self.engines[at] = self.start(system, &["engine"]);
+        self.engines[at].line("ready");
     }
 
     pub fn volume(&self) -> PathBuf {
