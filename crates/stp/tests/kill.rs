@@ -313,6 +313,7 @@ fn a_shared_engine_that_is_killed_and_started_again() {
 
     let _engine = Program::start(&place, "beta", "engine").ready();
     expect_reset(&mut stream); // the new incarnation tells
+    drop((stream, theirs));
     let start = Instant::now();
     let mut stream = loop {
         match alpha.connect("beta:7000") {
@@ -328,6 +329,8 @@ fn a_shared_engine_that_is_killed_and_started_again() {
     let mut text = String::new();
     theirs.read_to_string(&mut text).unwrap();
     assert_eq!(text, "again");
+    // Before its peer's engine: nothing is left to wait for.
+    drop((stream, theirs, alpha));
 }
 
 #[test]
@@ -355,7 +358,7 @@ fn a_peer_that_is_stopped_for_a_while_loses_nothing() {
     let mut received = Vec::new();
     theirs.read_to_end(&mut received).unwrap();
     assert!(received == expected, "{} bytes", received.len());
-    drop(writing.join().unwrap());
+    drop((writing.join().unwrap(), theirs, alpha));
     engine.kill();
 }
 
