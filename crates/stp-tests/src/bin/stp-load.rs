@@ -260,13 +260,7 @@ fn exchange(
     std::thread::scope(|scope| {
         let sender = std::thread::Builder::new()
             .stack_size(STACK)
-            .spawn_scoped(scope, || {
-                let sent = send(stream, keys[0], lens[0], options);
-                if sent.1.is_none() {
-                    say(&format!("sent key={} bytes={}", keys[0], sent.0));
-                }
-                sent
-            });
+            .spawn_scoped(scope, || send(stream, keys[0], lens[0], options));
         let stall = if stalled { options.stall } else { 0 };
         let (received, receive_error) = receive(stream, keys[1], lens[1], stall);
         let (sent, send_error) = match sender.map(std::thread::ScopedJoinHandle::join) {
