@@ -19,14 +19,19 @@ fn file(bytes: Option<(&str, u64)>) -> (Lab, PathBuf) {
     let [alpha] = lab.hosts();
     let path = alpha.path("thing");
     if let Some((kind, len)) = bytes {
-        make_file(&path, 1, len);
+        make_file(&path, 1, if kind == "random" { len } else { 0 });
         let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
         match kind {
-            "zero" => {
-                file.set_len(0).unwrap();
-                file.set_len(len).unwrap();
+            "mbr" => {
+                // One Linux partition of 2048 sectors from sector 2048 on.
+                let mut entry = [0; 16];
+                entry[4] = 0x83;
+                entry[8..12].copy_from_slice(&2048u32.to_le_bytes());
+                entry[12..].copy_from_slice(&2048u32.to_le_bytes());
+                file.write_all_at(&entry, 446).unwrap();
+                file.write_all_at(&[0x55, 0xaa], 510).unwrap();
             }
-            "mbr" => file.write_all_at(&[0x55, 0xaa], 510).unwrap(),
             "gpt" => file.write_all_at(b"EFI PART", 512).unwrap(),
             _ => {}
         }
@@ -124,12 +129,12 @@ fn a_volume_that_is_too_small() {
         .arg(path.with_file_name("new"))
         .args(["--group", "lab", "--size", "8KiB"])
         .run();
-    failed_well(&ran, &["small"]);
+    failed_well(&ran, &["few"]);
 }
 
 #[test]
 fn a_file_that_is_no_group() {
-    let (lab, path) = file(Some(("random", 4 << 20)));
+    let (lab, path) = file(Some(("random", 64 << 20)));
     let [alpha] = lab.hosts();
     refused(alpha, &path, &[]);
     not_formatted(alpha, &path, &[]);
