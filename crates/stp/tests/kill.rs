@@ -293,6 +293,26 @@ fn a_port_is_one_processs_and_free_again_when_that_is_killed() {
     listener.accept().unwrap();
 }
 
+/// Each process has a node; the one that lists the port is the one that is reached.
+#[test]
+fn a_system_of_several_nodes_is_reached_at_the_right_one() {
+    let place = Place::new();
+    let beta = place.group("beta");
+    let _other = beta.listen(7001).unwrap();
+    let _program = Program::start(&place, "beta", "server").ready();
+    let alpha = place.group("alpha");
+    let mut stream = alpha.connect("beta:7000").unwrap();
+    expect_last_words(&mut stream);
+    let error = beta.listen(7000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AddrInUse, "across processes");
+    alpha.connect("beta:7001").unwrap();
+    let mut direct = beta.connect("beta:7001").unwrap();
+    direct.write_all(b"x").unwrap();
+    let systems = alpha.systems().unwrap();
+    let beta = systems.iter().find(|s| s.name.as_str() == "beta").unwrap();
+    assert_eq!(beta.ports, [7000, 7001]);
+}
+
 /// Its programs learn at once, and their listeners are back with the next engine without their doing.
 #[test]
 fn a_shared_engine_that_is_killed_and_started_again() {

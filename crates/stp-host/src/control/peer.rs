@@ -61,3 +61,21 @@ impl fmt::Display for Stranger {
 }
 
 impl std::error::Error for Stranger {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn another_user_is_refused_and_named() {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let (ours, _theirs) = socketpair(family, SocketType::SEQPACKET, flags, None).unwrap();
+        let own = Admission::own_user();
+        own.check(&ours).unwrap();
+        let other = Admission { uid: own.uid + 1 };
+        let error = other.check(&ours).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().contains("one user"), "{error}");
+    }
+}
