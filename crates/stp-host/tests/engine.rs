@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use stp_core::ResetReason;
-use stp_format::{
-    Geometry, LinkEntry, Place, SeatId, SeatRecord, Superblock, SystemName, VolumeId,
-};
+use stp_format::{Geometry, Place, SeatId, SeatRecord, Superblock, SystemName, VolumeId};
 use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Ending, EngineConfig, EngineHandle, start, start_shared};
 use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SystemDir};
@@ -92,11 +90,7 @@ impl Host {
     }
 
     fn connect(&self, to: &str, port: u16) -> End {
-        // For a moment after a node has left, its successor cannot be reached.
-        eventually(|| match self.try_connect(to, port, false) {
-            Err(ConnectFailure::SystemDead) => None,
-            outcome => Some(outcome.unwrap()),
-        })
+        self.try_connect(to, port, false).unwrap()
     }
 
     fn try_connect(&self, to: &str, port: u16, raw: bool) -> Result<End, ConnectFailure> {
@@ -708,7 +702,6 @@ fn a_node_whose_seat_was_taken_stops_and_says_so() {
             let decoded = SeatRecord::decode(bytes, world.superblock.volume, &geometry, seat);
             let Ok(mut record) = decoded else { continue };
             record.incarnation.0 += 1;
-            record.links.fill(LinkEntry::default());
             let record = record.encode(&geometry);
             bytes[..record.len()].copy_from_slice(record.bytes());
         }
@@ -772,4 +765,42 @@ fn a_file_carries_what_memory_carries() {
         assert_eq!(client.wait_ending(), Ending::Clean);
         assert_eq!(server.wait_ending(), Ending::Clean);
     }
+}
+
+/// The sender closed in order and left; only its reader is late. That is an end of file, not a reset.
+#[test]
+fn what_was_closed_before_a_leave_ends_clean_however_late_it_is_read() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = beta.listen(PORT, false);
+    let client = alpha.connect("beta", PORT);
+    let (server, _) = beta.accept(&listener);
+    // How much a reader that reads nothing lets in: its socket's share, and a window in its engine.
+    client.socket.set_nonblocking(true).unwrap();
+    let mut quiet = 0;
+    while quiet < 20 {
+        if let Err(error) = (&client.socket).write(&[7; 4096]) {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            quiet += 1;
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let taken = alpha.engine.stats().unwrap().sent_bytes as usize;
+    drop((client, server));
+
+    let client = alpha.connect("beta", PORT);
+    let (mut server, _) = beta.accept(&listener);
+    let written = taken - (100 << 10);
+    send_pattern(&client.socket, 3, written);
+    client.close();
+    alpha.engine.leave();
+    eventually(|| {
+        let peers = beta.engine.peers().unwrap();
+        let left = |p: &stp_host::control::Peer| p.state == stp_host::control::PeerState::Left;
+        peers.iter().any(left).then_some(())
+    });
+    // Longer than beta waits for what alpha might still have written.
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(server.read_to_end().len(), written);
+    assert_eq!(server.wait_ending(), Ending::Clean);
 }

@@ -132,14 +132,16 @@ impl Node {
         if let Some(ring) = link.end_sessions() {
             self.extents.give_back(ring);
         }
-        let alive = self.directory.peer(seat).is_some_and(|peer| {
+        let peer = self.directory.peer(seat);
+        let alive = peer.is_some_and(|peer| {
             matches!(
                 peer.state,
                 PeerState::Up | PeerState::Suspect | PeerState::Dead
             )
         });
+        let sitting = peer.map(|peer| peer.record.incarnation);
         let link = &mut self.links[usize::from(seat.0)];
-        if !alive {
+        if !alive || sitting != Some(link.peer_incarnation) {
             link.peer_incarnation = Incarnation(0);
         }
         // The peer must see the new session number, above all if it only seemed dead.

@@ -77,8 +77,8 @@ impl Node {
             .ok_or(ConnectError::TooManyStreams)?;
         self.ports_taken.insert(local_port);
         match self.locate(to, port) {
-            Ok(seat) => self.open(id, seat),
-            Err(_) => {
+            Ok(seat) if !self.is_ending(seat) => self.open(id, seat),
+            _ => {
                 // What is known may be old: the answer comes from a fresh look.
                 self.resolving.push(id);
                 self.directory_at = now;
@@ -86,6 +86,10 @@ impl Node {
             }
         }
         Ok(id)
+    }
+
+    fn is_ending(&self, seat: SeatId) -> bool {
+        self.links[usize::from(seat.0)].ending.is_some()
     }
 
     fn free_port(&mut self) -> u16 {
@@ -135,11 +139,14 @@ impl Node {
     pub(super) fn resolve(&mut self, now: Time) {
         let covered = core::mem::take(&mut self.resolving_covered).min(self.resolving.len());
         let asked: Vec<_> = self.resolving.drain(..covered).collect();
+        let mut waiting = Vec::new();
         for id in asked {
             let Some(stream) = self.streams.get(id) else {
                 continue;
             };
             match self.locate(&stream.peer, stream.peer_port) {
+                // What the seat's former node published is still being read: soon.
+                Ok(seat) if self.is_ending(seat) => waiting.push(id),
                 Ok(seat) => self.open(id, seat),
                 Err(error) => self.fail(id, error),
             }
@@ -147,6 +154,7 @@ impl Node {
         if !self.resolving.is_empty() {
             self.directory_at = now;
         }
+        self.resolving.append(&mut waiting);
     }
 
     pub(super) fn fail_resolving(&mut self, error: ConnectError) {

@@ -153,13 +153,18 @@ impl Node {
         if !stream.received.is_empty() {
             return;
         }
-        if let Some(reason) = stream.reset {
-            self.remove_stream(id);
-            self.events.push_back(Event::Reset(id, reason));
-        } else if stream.fin_received && !stream.fin_told {
+        let reset = stream.reset;
+        if stream.fin_received && !stream.fin_told {
+            // What the peer finished in order stays finished, whatever became of it since.
             stream.fin_told = true;
             self.events.push_back(Event::PeerFinished(id));
-            self.close_if_done(id);
+        }
+        match reset {
+            Some(reason) => {
+                self.remove_stream(id);
+                self.events.push_back(Event::Reset(id, reason));
+            }
+            None => self.close_if_done(id),
         }
     }
 
