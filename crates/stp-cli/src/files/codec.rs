@@ -589,6 +589,17 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_every_message() {
+        let document = include_str!("../../../../docs/FILES.md");
+        for message in samples() {
+            let shown = format!("{message:?}");
+            let name = shown.split([' ', '(']).next().unwrap_or_default();
+            let row = format!("| {} | {name} |", message.kind());
+            assert!(document.contains(&row), "no row `{row}`");
+        }
+    }
+
+    #[test]
     fn random_bytes_never_panic() {
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
         let mut next = || {
