@@ -134,6 +134,27 @@ fn a_tree_goes_through_the_volume_and_back() {
 }
 
 #[test]
+fn a_killed_client_is_continued_by_the_next() {
+    let hosts = Hosts::new();
+    fs::write(hosts.at("local/big"), noise(SIZE, 21)).unwrap();
+    let _serving = hosts.serve();
+    let mut client = hosts
+        .stp("alpha")
+        .args(["cp", "-q", "big", "beta:"])
+        .spawn()
+        .unwrap();
+    wait_for_bytes(&hosts.at("served/.big.stp-partial"), 8 << 20);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(!hosts.at("served/big").exists());
+    let rest = hosts.run(&["cp", "big", "beta:"]);
+    assert!(rest.status.success());
+    assert!(String::from_utf8_lossy(&rest.stderr).contains("were there already"));
+    same_contents(&hosts.at("local/big"), &hosts.at("served/big"));
+    assert_eq!(names(&hosts.at("served")), ["big"]);
+}
+
+#[test]
 fn a_killed_server_that_comes_back_is_found_again() {
     let hosts = Hosts::new();
     fs::write(hosts.at("served/big"), noise(SIZE, 22)).unwrap();
