@@ -49,7 +49,8 @@ struct Table {
 }
 
 impl Verdicts {
-    /// Notes a new stream.
+    /// Notes a new stream: before the program can learn its token, so that no mark comes too early. What was
+    /// noted already stays.
     pub(super) fn open(&self, token: StreamToken) {
         let record = Record {
             clean_mark: false,
@@ -57,7 +58,12 @@ impl Verdicts {
             ended: false,
             retired: false,
         };
-        self.table().records.insert(token, record);
+        self.table().records.entry(token).or_insert(record);
+    }
+
+    /// Takes a note back: the stream did not come about.
+    pub(super) fn cancel(&self, token: StreamToken) {
+        self.table().records.remove(&token);
     }
 
     /// The library says: the coming end of this stream is meant.

@@ -148,13 +148,28 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             return Ok(());
         };
         let last_token = &mut self.last_token;
-        let mut token = || Self::next_token(last_token);
+        let verdicts = &self.verdicts;
+        let mut given = None;
+        // The program may answer, mark and close before this thread goes on.
+        let mut token = || {
+            let token = Self::next_token(last_token);
+            if let Some(unused) = given.replace(token) {
+                verdicts.cancel(unused);
+            }
+            verdicts.open(token);
+            token
+        };
         let delivery = self.local.deliver(
             &entry.listener,
             &waiting.peer,
             waiting.peer_port,
             &mut token,
         );
+        if !matches!(delivery, Delivery::Done(..))
+            && let Some(unused) = given
+        {
+            verdicts.cancel(unused);
+        }
         match delivery {
             Delivery::Done(mut socket, token) => {
                 entry.went_through();
@@ -162,6 +177,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 if let Err(error) = self.local.watch(waiting.id, &mut socket) {
                     tracing::warn!(volume = %self.label, port, %error, "a connection cannot be watched: refused");
                     self.local.close(socket);
+                    self.verdicts.cancel(token);
                     self.node.refuse(now, waiting.id, ResetReason::Refused);
                     return Ok(());
                 }
