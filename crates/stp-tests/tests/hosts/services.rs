@@ -248,16 +248,17 @@ fn a_broken_pipe_is_told_by_the_exit_code(kind: Kind) {
     let _engines = [alpha.engine(), beta.engine()];
     for receiver_dies in [true, false] {
         let received = beta.path(&format!("received-{receiver_dies}"));
-        let receiver = beta
+        // Neither end has ended its half: their inputs stay open.
+        let mut receiver = beta
             .stp(["cat", "-l", "7000"])
+            .stdin_pipe()
             .stdout_file(&received)
             .spawn();
-        // A sender that never ends: its input stays open.
         let mut sender = alpha
             .stp(["cat", "--retry", "60", "beta:7000"])
             .stdin_pipe()
             .spawn();
-        let mut input = sender.stdin();
+        let (mut input, _answers) = (sender.stdin(), receiver.stdin());
         std::io::Write::write_all(&mut input, &[b'x'; 50_000]).unwrap();
         let arrived = || std::fs::metadata(&received).is_ok_and(|meta| meta.len() == 50_000);
         wait_for("50,000 bytes", HANG, || arrived().then_some(()));
