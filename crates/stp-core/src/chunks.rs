@@ -80,11 +80,11 @@ impl Chunks {
         self.chunks.front().map(Chunk::bytes).unwrap_or_default()
     }
 
-    /// Drops `count` bytes of [`Chunks::front`].
-    pub(crate) fn consume(&mut self, count: usize) {
+    /// Drops `count` bytes of [`Chunks::front`]. A segment's buffer that nothing else holds comes back.
+    pub(crate) fn consume(&mut self, count: usize) -> Option<UnitBuf> {
         let Some(front) = self.chunks.front_mut() else {
             debug_assert_eq!(count, 0);
-            return;
+            return None;
         };
         let count = count.min(front.bytes().len());
         match front {
@@ -92,8 +92,12 @@ impl Chunks {
             Chunk::Shared { range, .. } => range.start += count,
         }
         self.bytes -= count;
-        if front.bytes().is_empty() {
-            self.chunks.pop_front();
+        if !front.bytes().is_empty() {
+            return None;
+        }
+        match self.chunks.pop_front()? {
+            Chunk::Owned { .. } => None,
+            Chunk::Shared { segment, .. } => Arc::try_unwrap(segment).ok(),
         }
     }
 }

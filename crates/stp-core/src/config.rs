@@ -103,6 +103,8 @@ pub struct Limits {
     pub window_start: u64,
     /// Bytes that a peer may send ahead of the reader at the most.
     pub window_max: u64,
+    /// Bytes by which all windows together may grow.
+    pub window_growth: u64,
     /// Extents that one ring takes at the most.
     pub ring_extents: u16,
 }
@@ -116,6 +118,7 @@ impl Default for Limits {
             read_depth: 4,
             window_start: 256 << 10,
             window_max: 4 << 20,
+            window_growth: 256 << 20,
             ring_extents: 16,
         }
     }

@@ -87,6 +87,8 @@ pub(crate) struct Stream {
     /// Bytes allowed to the peer in all.
     pub(crate) recv_limit: u64,
     pub(crate) window: u64,
+    /// When the limit was last moved on.
+    pub(crate) granted_at: Time,
     pub(crate) received: Chunks,
     /// The program's socket was full.
     pub(crate) blocked: bool,

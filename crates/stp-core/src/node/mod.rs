@@ -121,6 +121,8 @@ pub struct Node {
     /// Streams that wait for a directory read that began after they asked.
     resolving: Vec<StreamId>,
     offered: usize,
+    /// What all streams' windows have grown by.
+    window_growth: u64,
     table: Table,
     table_unit_touched: Time,
     ops: BTreeMap<u64, Purpose>,
@@ -163,6 +165,7 @@ impl Node {
             listeners: BTreeMap::new(),
             resolving: Vec::new(),
             offered: 0,
+            window_growth: 0,
             table: Table::new(geometry.scbs()),
             table_unit_touched: now,
             ops: BTreeMap::new(),

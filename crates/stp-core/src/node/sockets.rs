@@ -317,6 +317,7 @@ impl Node {
             taken: 0,
             recv_limit: window,
             window,
+            granted_at: self.now,
             received: Chunks::default(),
             blocked: false,
             in_deliver: false,
@@ -340,6 +341,7 @@ impl Node {
             return;
         };
         self.table.free(stream.row);
+        self.window_growth -= stream.window - self.limits().window_start;
         let keys = &mut self.links[usize::from(stream.seat.0)].keys;
         let key = answer_key(stream.key);
         // After a reset the name may already be free; a later stream never has the same number.

@@ -8,6 +8,8 @@ use stp_format::{Frame, FrameBody, SegmentInfo};
 
 /// Bytes that one stream may put in a row while others wait on the same link.
 const FILL_TURN: usize = 32 << 10;
+/// A program that takes half its window in this time keeps up with its peer.
+const KEEPS_UP: Duration = Duration::from_millis(50);
 /// Resets of forgotten streams that wait for a segment, at the most: as many as there can be streams.
 const RESETS_MAX: usize = 65_536;
 
@@ -122,18 +124,27 @@ impl Node {
     /// [`Node::writable`] when it does.
     pub fn delivered(&mut self, now: Time, id: StreamId, bytes: usize, more: bool) {
         self.tick(now);
-        let window_max = self.limits().window_max;
+        let limits = self.limits();
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        stream.received.consume(bytes);
+        if let Some(buf) = stream.received.consume(bytes) {
+            self.pool.give_back(buf);
+        }
         stream.taken += bytes as u64;
         stream.blocked = !more;
         if stream.wants_credit() && stream.reset.is_none() {
             // A program that keeps up may be sent more ahead.
-            if stream.received.is_empty() {
-                stream.window = (stream.window * 2).min(window_max.max(stream.window));
+            let growth = stream
+                .window
+                .min(limits.window_max.saturating_sub(stream.window));
+            if now.since(stream.granted_at) < KEEPS_UP
+                && self.window_growth + growth <= limits.window_growth
+            {
+                stream.window += growth;
+                self.window_growth += growth;
             }
+            stream.granted_at = now;
             stream.recv_limit = stream.taken + stream.window;
             stream.pending.credit = true;
             self.queue_control(id);
