@@ -5,11 +5,13 @@
 //! - Ids are never used twice, so a late event of a connection that is gone meets nothing.
 //! - When it ends, connections under way are reset: a cut one must not look complete.
 
+mod handshake;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,10 +20,10 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
-use super::dial::{Dialed, Dialer, Job, refuse};
+use super::dial::{Dialed, Dialer, Job};
 use super::relay::{Pair, Progress, Readiness};
-use super::remote::{Answer, LINE_BYTES_MAX, Request, SERVICE_PORT, TOKEN_BYTES, same_token};
-use super::socks::{self, Handshake, Step};
+use super::remote::{Answer, SERVICE_PORT, TOKEN_BYTES};
+use super::socks::Handshake;
 use super::spec::{Dynamic, Expose, Local, Remote, StpTarget, TcpTarget};
 use super::{Askers, label};
 use crate::CliError;
@@ -495,223 +497,6 @@ impl Reactor {
         }
     }
 
-    // --- handshakes
-
-    fn hear_socks(&mut self, id: u64) {
-        loop {
-            let Some(Source::Socks(client, handshake, label)) = self.sources.get_mut(&id) else {
-                return;
-            };
-            let mut bytes = [0; socks::MESSAGE_BYTES_MAX];
-            let wants = handshake.wants().min(bytes.len());
-            let step = match client.read(&mut bytes[..wants]) {
-                Ok(0) => Step::Hangup("it left".to_owned()),
-                Ok(n) => handshake.take(&bytes[..n]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => Step::Hangup(error.to_string()),
-            };
-            match step {
-                Step::More => {}
-                // Two bytes fit, or the client is gone, which the next read will tell.
-                Step::Send(bytes) => drop((&*client).write(&bytes)),
-                Step::Connect(to) => {
-                    let label = label_to(label, &to);
-                    if let Some(Source::Socks(client, ..)) = self.remove(id) {
-                        self.dialer.dial(Job::Stp {
-                            client,
-                            to,
-                            socks: true,
-                            token: None,
-                            label,
-                        });
-                    }
-                    return;
-                }
-                Step::Refuse(last_word, why) => {
-                    say(format_args!("{label}: a client was refused: {why}"));
-                    refuse(client, &last_word);
-                    return drop(self.remove(id));
-                }
-                Step::Hangup(why) => {
-                    tracing::info!("{label}: a client was dropped: {why}");
-                    return drop(self.remove(id));
-                }
-            }
-        }
-    }
-
-    fn hear_token(&mut self, id: u64) {
-        let Some(Source::Token(stream, have, system)) = self.sources.get_mut(&id) else {
-            return;
-        };
-        match hear(stream, have, TOKEN_BYTES) {
-            Ok(()) if have.len() < TOKEN_BYTES => {}
-            Ok(()) => {
-                let known = self.remotes.iter().find(|remote| {
-                    remote.spec.system == *system && same_token(remote.token.as_bytes(), have)
-                });
-                let Some(remote) = known else {
-                    say(format_args!(
-                        "{system} brought a connection that nobody asked for"
-                    ));
-                    return self.cut(id);
-                };
-                let to = remote.spec.to.clone();
-                let label = label(format_args!(
-                    "{}:{} (TCP) -> {to}",
-                    system, remote.spec.port
-                ));
-                if let Some(Source::Token(stream, ..)) = self.remove(id) {
-                    self.dialer.dial(Job::Tcp { stream, to, label });
-                }
-            }
-            Err(_) => self.cut(id),
-        }
-    }
-
-    fn hear_asker(&mut self, id: u64) {
-        let Some(Source::Asker(stream, line, system)) = self.sources.get_mut(&id) else {
-            return;
-        };
-        if hear(stream, line, LINE_BYTES_MAX).is_err() {
-            return self.cut(id);
-        }
-        let Some(line) = whole_line(line) else {
-            if line.len() >= LINE_BYTES_MAX {
-                self.cut(id);
-            }
-            return;
-        };
-        let (system, request) = (*system, Request::parse(line));
-        let Some(Source::Asker(stream, ..)) = self.remove(id) else {
-            return;
-        };
-        let answer = match request.and_then(|request| self.listen_for(system, &request)) {
-            Ok((listener, port)) => {
-                let answer = Answer::listening(port).line();
-                if (&stream).write_all(&answer).is_ok()
-                    && self.insert(Source::Client(stream, listener)).is_ok()
-                {
-                    return;
-                }
-                return drop(self.remove(listener));
-            }
-            Err(why) => why,
-        };
-        say(format_args!("{system} asked for a port: {answer}"));
-        let _ = (&stream).write_all(&Answer::refused(&answer).line());
-    }
-
-    /// Listens on TCP for another system.
-    fn listen_for(
-        &mut self,
-        system: stp::SystemName,
-        request: &Request,
-    ) -> Result<(u64, u16), String> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, request.port));
-        let listener = listen_tcp(address).map_err(|error| error.to_string())?;
-        let here = bound(&listener, address);
-        let label = label(format_args!("{here} (TCP) -> by way of {system}"));
-        self.announce(&label);
-        let to = StpTarget {
-            system,
-            port: request.back,
-        };
-        let purpose = TcpPurpose::For(to, request.token.clone());
-        let id = self
-            .insert(Source::Tcp(listener, purpose, label))
-            .map_err(|error| error.to_string())?;
-        Ok((id, here.port()))
-    }
-
-    /// A system that we listen for says nothing more; when it goes, so does its listener.
-    fn hear_client(&mut self, id: u64) {
-        let Some(Source::Client(stream, listener)) = self.sources.get_mut(&id) else {
-            return;
-        };
-        let listener = *listener;
-        if hear(stream, &mut Vec::new(), LINE_BYTES_MAX).is_err() {
-            drop(self.remove(id));
-            if let Some(Source::Tcp(_, _, label)) = self.remove(listener) {
-                say(format_args!("forward: {label}: ended"));
-            }
-        }
-    }
-
-    // --- remotes
-
-    fn ask(&mut self, remote: usize) {
-        let asked = &self.remotes[remote];
-        self.dialer.dial(Job::Ask {
-            remote,
-            system: asked.spec.system,
-            request: Request::new(asked.spec.port, self.back, &asked.token),
-        });
-    }
-
-    fn hear_service(&mut self, id: u64) {
-        let Some(Source::Service(stream, line, remote, answered)) = self.sources.get_mut(&id)
-        else {
-            return;
-        };
-        let remote = *remote;
-        let heard = hear(stream, line, LINE_BYTES_MAX);
-        let answer = whole_line(line).map(Answer::parse);
-        let asked = &mut self.remotes[remote];
-        match (answer, heard) {
-            (Some(Ok(port)), heard) => {
-                line.clear();
-                *answered = true;
-                asked.worked = true;
-                asked.wait = ASK_AGAIN_MIN;
-                // The same port when it has to be asked again.
-                asked.spec.port = port;
-                say(format_args!(
-                    "forward: {}:127.0.0.1:{port} (TCP) -> {}",
-                    asked.spec.system, asked.spec.to
-                ));
-                if let Err(error) = heard {
-                    self.lost_service(id, remote, error.to_string());
-                }
-            }
-            (Some(Err(why)), _) => self.lost_service(id, remote, why),
-            (None, Err(error)) => self.lost_service(id, remote, error.to_string()),
-            (None, Ok(())) if line.len() >= LINE_BYTES_MAX => {
-                self.lost_service(id, remote, "its answer makes no sense".to_owned());
-            }
-            (None, Ok(())) => {}
-        }
-    }
-
-    fn lost_service(&mut self, id: u64, remote: usize, why: String) {
-        drop(self.remove(id));
-        self.not_listening(remote, &why);
-    }
-
-    /// The first time is the user's to mend; later it is tried again.
-    fn not_listening(&mut self, remote: usize, why: &str) {
-        let asked = &mut self.remotes[remote];
-        let (system, port) = (asked.spec.system, asked.spec.port);
-        if !asked.worked {
-            self.failed = Some(
-                CliError::new(format_args!(
-                    "{system} does not listen on port {port}: {why}"
-                ))
-                .remedy(format_args!(
-                    "run `stp forward --accept-remote` on {system}, or choose another port"
-                )),
-            );
-            return;
-        }
-        let wait = asked.wait;
-        asked.wait = (wait * 2).min(ASK_AGAIN_MAX);
-        say(format_args!(
-            "{system} no longer listens on port {port}: {why}; asking again in {wait:?}"
-        ));
-        self.set_timer(wait, Timer::Ask(remote));
-    }
-
     // --- what comes from elsewhere
 
     fn handle_dialed(&mut self) {
@@ -808,31 +593,6 @@ fn after_accept(error: &io::Error) -> AfterAccept {
     }
 }
 
-/// Reads what is there, until `have` holds `bytes_max`. An end is an error here: nobody ends a handshake.
-fn hear(stream: &stp::Stream, have: &mut Vec<u8>, bytes_max: usize) -> io::Result<()> {
-    let mut bytes = [0; LINE_BYTES_MAX];
-    while have.len() < bytes_max {
-        let room = (bytes_max - have.len()).min(bytes.len());
-        match (&*stream).read(&mut bytes[..room]) {
-            Ok(0) => {
-                let ended = "it ended the conversation";
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, ended));
-            }
-            Ok(n) => have.extend_from_slice(&bytes[..n]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// The line without its end, once it is whole.
-fn whole_line(bytes: &[u8]) -> Option<&[u8]> {
-    let end = bytes.iter().position(|byte| *byte == b'\n')?;
-    Some(&bytes[..end])
-}
-
 fn listen_tcp(address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address)
         .and_then(|listener| {
@@ -854,9 +614,4 @@ fn listen_tcp(address: SocketAddr) -> Result<TcpListener, CliError> {
 /// Where it really listens: port 0 has become a number.
 fn bound(listener: &TcpListener, asked: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(asked)
-}
-
-fn label_to(from: &str, to: &StpTarget) -> Arc<str> {
-    let here = from.split(" -> ").next().unwrap_or(from);
-    label(format_args!("{here} -> {to}"))
 }
