@@ -1,8 +1,8 @@
 //! The incoming side of a link: where the next segment will be, and how often to look.
 //!
 //! - The reader knows the slot of the next segment; there is no head pointer to read.
-//! - A first look reads one unit; a segment that is longer is then read whole. After segments found at the
-//!   first look, the next is read whole at once.
+//! - A first look reads one unit, or as many as the last segment had if those were few; a segment that is
+//!   longer is then read whole.
 //! - Looks at further slots begin as soon as the one before is known to be there, up to the depth.
 //! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
 
@@ -15,6 +15,11 @@ use stp_format::{
     Damage, Epoch, Geometry, Incarnation, Ring, SeatId, SegmentInfo, Seq, UnitBuf, VolumeId,
 };
 
+/// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
+/// cost more than looking twice.
+const GUESS_UNITS_MAX: usize = 4;
+/// The nap while this node sends in bulk and only acknowledgements come back.
+const QUIET_NAP: Duration = Duration::from_millis(2);
 /// The nap is this part of the silence.
 const NAP_PART: u32 = 8;
 /// First pause after a bad checksum, doubling up to [`LATE_PAUSE_MAX`].
@@ -77,9 +82,9 @@ pub(crate) struct Incoming {
     next_seq: Seq,
     stages: VecDeque<Stage>,
     news_at: Time,
-    /// Segments in a row that were there at the first look.
-    streak: u32,
     last_units: usize,
+    /// The last segment carried no data: only acknowledgements and credit come at present.
+    quiet: bool,
     /// The last segment that the peer's record speaks of.
     hint: Seq,
     /// Segments taken in that want an acknowledgement, and since when the first waits.
@@ -95,8 +100,8 @@ impl Incoming {
             next_seq: Seq(1),
             stages: VecDeque::new(),
             news_at: now,
-            streak: 0,
             last_units: 1,
+            quiet: false,
             hint: Seq(0),
             owed: 0,
             owed_since: None,
@@ -132,10 +137,11 @@ impl Incoming {
         }
     }
 
-    fn nap(&self, now: Time, timings: &Timings) -> Duration {
+    fn nap(&self, now: Time, timings: &Timings, sends_bulk: bool) -> Duration {
         let silence = now.since(self.news_at);
         if silence < timings.poll_hot {
-            return Duration::ZERO;
+            let calm = sends_bulk && self.quiet;
+            return if calm { QUIET_NAP } else { Duration::ZERO };
         }
         (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
     }
@@ -164,8 +170,10 @@ impl Incoming {
                     ..Stage::default()
                 });
             }
-            let streak = self.streak;
-            let guess = if streak >= 2 { self.last_units } else { 1 };
+            let guess = match self.last_units {
+                units @ 1..=GUESS_UNITS_MAX => units,
+                _ => 1,
+            };
             let stage = &mut self.stages[ahead];
             let known = stage.units.is_some();
             if stage.reading || stage.segment.is_some() || stage.look_at > now || (idle && !known) {
@@ -208,8 +216,9 @@ impl Incoming {
         buf: Option<UnitBuf>,
         expected: &Expected,
         timings: &Timings,
+        sends_bulk: bool,
     ) -> (Look, Option<UnitBuf>) {
-        let nap = self.nap(now, timings);
+        let nap = self.nap(now, timings, sends_bulk);
         let whole = usize::from(self.ring.slot_units);
         let Some(stage) = seq
             .0
@@ -267,13 +276,9 @@ impl Incoming {
     }
 
     /// The head was taken in.
-    pub(crate) fn advance(&mut self, now: Time, wants_ack: bool) {
+    pub(crate) fn advance(&mut self, now: Time, wants_ack: bool, quiet: bool) {
+        self.quiet = quiet;
         if let Some(head) = self.stages.pop_front() {
-            self.streak = if head.misses == 0 {
-                self.streak.saturating_add(1)
-            } else {
-                0
-            };
             self.last_units = head.units.unwrap_or(1);
         }
         self.next_seq = self.next_seq.next();

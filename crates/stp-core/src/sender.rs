@@ -157,6 +157,15 @@ impl Outgoing {
         self.kept.len() >= self.slots as usize / 2
     }
 
+    /// Whether the peer is being sent large segments and has acknowledged enough of them to go on.
+    pub(crate) fn is_bulk(&self) -> bool {
+        !self.crowded()
+            && self
+                .kept
+                .back()
+                .is_some_and(|kept| kept.units > SMALL_UNITS)
+    }
+
     /// Whether no segment can be numbered until the peer acknowledges.
     pub(crate) fn full(&self) -> bool {
         self.kept.len() >= self.slots as usize

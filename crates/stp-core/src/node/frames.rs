@@ -38,7 +38,9 @@ impl Node {
             }
             return;
         };
-        let (look, back) = incoming.handle_read(now, seq, buf, &expected, &self.config.timings);
+        let bulk = link.outgoing.as_ref().is_some_and(|out| out.is_bulk());
+        let timings = &self.config.timings;
+        let (look, back) = incoming.handle_read(now, seq, buf, &expected, timings, bulk);
         if let Some(buf) = back {
             self.pool.give_back(buf);
         }
@@ -78,7 +80,10 @@ impl Node {
                     }
                 }
                 Ok((info, frames)) => {
-                    incoming.advance(now, info.wants_ack);
+                    let quiet = !frames.clone().any(|frame| {
+                        frame.is_ok_and(|frame| !matches!(frame.body, FrameBody::Credit { .. }))
+                    });
+                    incoming.advance(now, info.wants_ack, quiet);
                     if info.acked_epoch == link.my_epoch {
                         self.handle_acked(now, seat, info.acked_seq);
                     }
