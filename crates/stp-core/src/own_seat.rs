@@ -25,6 +25,7 @@ pub(crate) fn engine_version() -> u32 {
 pub(crate) struct SeatWrite {
     pub(crate) op: u64,
     pub(crate) copy: u8,
+    pub(crate) begun: Time,
     /// Changes up to this number are in it.
     pub(crate) change: u64,
 }
@@ -84,13 +85,14 @@ impl OwnSeat {
     }
 
     /// Begins a write; its version, heartbeat and copy.
-    pub(crate) fn begin(&mut self, op: u64) -> u8 {
+    pub(crate) fn begin(&mut self, now: Time, op: u64) -> u8 {
         self.record_version += 1;
         self.heartbeat += 1;
         let copy = self.next_copy;
         self.writing = Some(SeatWrite {
             op,
             copy,
+            begun: now,
             change: self.change,
         });
         copy
@@ -110,6 +112,12 @@ impl OwnSeat {
         self.written_at = now;
         self.beat_at = now + heartbeat;
         core::mem::replace(&mut self.stalled, false)
+    }
+
+    /// Whether the write under way has hung for `limit`. A node that did not try is not stalled.
+    pub(crate) fn hangs(&self, now: Time, limit: Duration) -> bool {
+        self.writing
+            .is_some_and(|write| now.since(write.begun) >= limit)
     }
 
     /// How long ago the node's last write succeeded.

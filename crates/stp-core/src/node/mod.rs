@@ -247,8 +247,8 @@ impl Node {
                 self.end_link(now, SeatId(seat as u16), ending.reason);
             }
         }
-        let silent = self.own.silent_for(now);
-        if silent >= self.config.timings.suspect && !self.own.stalled && self.phase == Phase::Up {
+        let hangs = self.own.hangs(now, self.config.timings.suspect);
+        if hangs && !self.own.stalled && self.phase == Phase::Up {
             self.own.stalled = true;
             self.events.push_back(Event::StorageStalled(None));
         }
@@ -414,7 +414,7 @@ impl Node {
         }
         let left = self.phase == Phase::Signing;
         let op = self.op(Purpose::Seat { left });
-        let copy = self.own.begin(op);
+        let copy = self.own.begin(now, op);
         let record = self.seat_record(left);
         let data = Arc::new(record.encode(&self.config.geometry));
         let units = data.units();
