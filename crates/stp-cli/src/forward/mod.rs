@@ -3,7 +3,7 @@
 //! - Nothing is open unless it was named; what listens on TCP does so on 127.0.0.1 unless an address was
 //!   named too; another system can have this one listen only with `--accept-remote`.
 //! - Half-close and resets are carried both ways ([`relay`]); one bad connection harms no other.
-//! - One thread carries all connections; connecting is done by a few others ([`dial`]).
+//! - One thread carries all connections; connecting is done by a few others (`dial`).
 
 mod dial;
 mod reactor;

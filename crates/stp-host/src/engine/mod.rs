@@ -1,7 +1,7 @@
 //! The engine: one node in one seat, its thread, and the local ends of its streams.
 //!
 //! - One thread, `stp-engine`, owns the node, the medium and every local socket; handles reach it by a
-//!   queue and share with it only the marks and verdicts of streams ([`verdict`]).
+//!   queue and share with it only the marks and verdicts of streams (`verdict`).
 //! - A step does bounded work; between steps there is one wait, and none while there is work.
 //! - Storage trouble, a taken seat and even a panic end in errors for callers, never in a hang.
 //! - An engine belongs to the process that started it: a forked child's copy of a handle only errs.
