@@ -1,219 +1,31 @@
 //! Two engines in one process on one volume, each with a run directory of its own: what programs see.
 //!
 //! - Programs are plain Unix sockets here, as in life.
-//! - Nothing is judged by time; a test that hangs is ended by [`PATIENCE`].
+//! - Nothing is judged by time; a test that hangs is ended by [`world::PATIENCE`].
+
+mod world;
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use stp_core::ResetReason;
-use stp_format::{Geometry, Place, SeatId, SeatRecord, Superblock, SystemName, VolumeId};
-use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
-use stp_host::engine::{Ending, EngineConfig, EngineHandle, start, start_shared};
-use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SystemDir};
+use stp_format::{Geometry, Place, SeatId, SeatRecord};
+use stp_host::control::{Calls, ConnectFailure};
+use stp_host::engine::{Ending, EngineConfig, start, start_shared};
+use stp_host::rendezvous::RunDir;
 use stp_host::volume::{FormatOptions, format};
-use stp_medium::local::{Local, Store};
+use stp_medium::local::Local;
 use stp_medium::{
     Access, Completion, IoChoice, Medium, Op, OpId, OpenOptions, SeatLock, VolumeSpec,
 };
 
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
-const PORT: u16 = 7000;
-
-struct World {
-    store: Store,
-    superblock: Superblock,
-    root: tempfile::TempDir,
-}
-
-struct Host {
-    engine: EngineHandle,
-    dir: SystemDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let size = 64 << 20;
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).unwrap();
-        let superblock = Superblock {
-            volume: VolumeId(id),
-            group: "test".parse().unwrap(),
-            geometry: Geometry::plan(size, 4).unwrap(),
-            created_unix_s: 0,
-        };
-        Self {
-            store: Store::new(size as usize),
-            superblock,
-            root: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn config(&self, name: &str, medium: Box<dyn Medium>) -> EngineConfig {
-        let run = RunDir::open(&self.root.path().join(name)).unwrap();
-        let dir = run.system(self.superblock.volume, &system(name)).unwrap();
-        let host = run.host_id().unwrap();
-        EngineConfig::new(medium, "memory", self.superblock, dir, host)
-    }
-
-    fn host(&self, name: &str) -> Host {
-        let mut medium = self.store.attach();
-        medium.set_geometry(self.superblock.geometry);
-        let config = self.config(name, Box::new(medium));
-        let dir = config.dir.clone();
-        Host {
-            engine: start(config).unwrap(),
-            dir,
-        }
-    }
-
-    fn pair(&self) -> (Host, Host) {
-        (self.host("alpha"), self.host("beta"))
-    }
-}
-
-impl Host {
-    fn listen(&self, port: u16, raw: bool) -> UnixListener {
-        let path = self.dir.port_socket(port);
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
-        self.engine.listen(port, &path, raw).unwrap();
-        listener
-    }
-
-    fn connect(&self, to: &str, port: u16) -> End {
-        self.try_connect(to, port, false).unwrap()
-    }
-
-    fn try_connect(&self, to: &str, port: u16, raw: bool) -> Result<End, ConnectFailure> {
-        let (program, engine) = UnixStream::pair().unwrap();
-        let socket = OwnedFd::from(engine);
-        // A system that has just appeared is found at the next look at the directory.
-        let Connected { token, .. } =
-            self.engine
-                .connect(&system(to), port, socket, raw, Some(PATIENCE))?;
-        Ok(self.end(program, token))
-    }
-
-    fn accept(&self, listener: &UnixListener) -> (End, PeerName) {
-        let (program, _) = listener.accept().unwrap();
-        let name = peer_name(&program);
-        assert_eq!(name.kind, PeerNameKind::Engine);
-        (self.end(program, StreamToken(name.token)), name)
-    }
-
-    fn end(&self, socket: UnixStream, token: StreamToken) -> End {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        End {
-            socket,
-            token,
-            engine: self.engine.clone(),
-        }
-    }
-}
-
-/// A program's end of a stream, as the library treats it.
-struct End {
-    socket: UnixStream,
-    token: StreamToken,
-    engine: EngineHandle,
-}
-
-impl End {
-    fn finish(&self) {
-        self.engine.mark_clean(self.token);
-        self.socket.shutdown(Shutdown::Write).unwrap();
-    }
-
-    fn close(self) {
-        self.engine.mark_clean(self.token);
-    }
-
-    fn read_to_end(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        self.socket.read_to_end(&mut bytes).unwrap();
-        bytes
-    }
-
-    fn ending(&self) -> Ending {
-        self.engine.ending(self.token)
-    }
-
-    /// Waits until the stream has ended one way or the other.
-    fn wait_ending(&self) -> Ending {
-        eventually(|| Some(self.ending()).filter(|ending| *ending != Ending::Open))
-    }
-}
-
-fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "it never happened");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn system(name: &str) -> SystemName {
-    name.parse().unwrap()
-}
-
-fn peer_name(socket: &UnixStream) -> PeerName {
-    let address = rustix::net::getpeername(socket).unwrap().unwrap();
-    let address = rustix::net::SocketAddrUnix::try_from(address).unwrap();
-    PeerName::parse(address.abstract_name().unwrap()).unwrap()
-}
-
-/// Bytes that differ at every place and for every seed.
-struct Pattern(u64);
-
-impl Pattern {
-    fn next(&mut self, bytes: &mut [u8]) {
-        for chunk in bytes.chunks_mut(8) {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            chunk.copy_from_slice(&self.0.to_le_bytes()[..chunk.len()]);
-        }
-    }
-}
-
-fn send_pattern(mut to: impl Write, seed: u64, total: usize) {
-    let mut pattern = Pattern(seed);
-    let mut chunk = vec![0; 64 << 10];
-    let mut left = total;
-    while left > 0 {
-        let now = left.min(chunk.len());
-        pattern.next(&mut chunk[..now]);
-        to.write_all(&chunk[..now]).unwrap();
-        left -= now;
-    }
-}
-
-fn check_pattern(mut from: impl Read, seed: u64, total: usize) {
-    let mut pattern = Pattern(seed);
-    let (mut expected, mut found) = (vec![0; 64 << 10], vec![0; 64 << 10]);
-    let mut left = total;
-    while left > 0 {
-        let now = left.min(expected.len());
-        pattern.next(&mut expected[..now]);
-        from.read_exact(&mut found[..now]).unwrap();
-        assert!(expected[..now] == found[..now], "{left} bytes from the end");
-        left -= now;
-    }
-}
+use world::*;
 
 #[test]
 fn an_echo_with_half_closes_ends_clean_on_both_sides() {
