@@ -152,9 +152,10 @@ impl Outgoing {
     }
 
     /// Whether so many segments wait for an acknowledgement that even one that carries only
-    /// acknowledgements must ask for one.
+    /// acknowledgements must ask for one. One that asks is enough: with more, two nodes would answer each
+    /// other's acknowledgements for ever.
     pub(crate) fn crowded(&self) -> bool {
-        self.kept.len() >= self.slots as usize / 2
+        self.kept.len() >= self.slots as usize / 2 && !self.kept.iter().any(|kept| kept.wants_ack)
     }
 
     /// Whether the peer is being sent large segments and has acknowledged enough of them to go on.
