@@ -133,6 +133,10 @@ pub struct Node {
     directory_at: Time,
     directory_full_at: Time,
     looks_at: Time,
+    /// The link whose slots are looked at first.
+    look_turn: usize,
+    /// The next look is at the directory, if one is due there.
+    directory_turn: bool,
     link_turn: usize,
     deliver: VecDeque<StreamId>,
     events: VecDeque<Event>,
@@ -175,6 +179,8 @@ impl Node {
             directory_at: now,
             directory_full_at: now,
             looks_at: now,
+            look_turn: 0,
+            directory_turn: false,
             link_turn: 0,
             deliver: VecDeque::new(),
             events: VecDeque::new(),
@@ -309,8 +315,7 @@ impl Node {
         let io = self
             .poll_seat(now)
             .or_else(|| self.poll_segment(now))
-            .or_else(|| self.poll_look(now))
-            .or_else(|| self.poll_directory(now))
+            .or_else(|| self.poll_looks(now))
             .or_else(|| self.poll_table(now))?;
         match &io.action {
             IoAction::Read(buf) => {
@@ -406,6 +411,19 @@ impl Node {
     /// The node's own writes succeed, so that it may judge others.
     fn healthy(&self, now: Time) -> bool {
         self.own.silent_for(now) < self.config.timings.heartbeat * 2 + Duration::from_millis(500)
+    }
+
+    /// The next look, at a slot or at the directory in turn: they may share a scarce budget.
+    fn poll_looks(&mut self, now: Time) -> Option<Io> {
+        let io = match self.directory_turn {
+            true => self.poll_directory(now).or_else(|| self.poll_look(now)),
+            false => self.poll_look(now).or_else(|| self.poll_directory(now)),
+        }?;
+        self.directory_turn = !matches!(io.place, Place::Directory { .. });
+        if self.config.timings.poll_iops > 0 {
+            self.looks_at = now + Duration::from_secs(1) / self.config.timings.poll_iops;
+        }
+        Some(io)
     }
 
     fn poll_seat(&mut self, now: Time) -> Option<Io> {

@@ -390,22 +390,22 @@ impl Node {
         }
         let timings = self.timings();
         let depth = self.limits().read_depth;
-        let (seat, epoch, place, seq, units) =
-            self.links.iter_mut().enumerate().find_map(|(seat, link)| {
-                let incoming = link.incoming.as_mut()?;
-                let (seq, units) = incoming.next_read(now, &timings, depth)?;
-                let seat = SeatId(seat as u16);
-                let place = Place::Slot {
-                    seat,
-                    ring: incoming.ring(),
-                    slot: incoming.slot_of(seq),
-                    skip: 0,
-                };
-                Some((seat, link.peer_epoch, place, seq, units))
-            })?;
-        if timings.poll_iops > 0 {
-            self.looks_at = now + Duration::from_secs(1) / timings.poll_iops;
-        }
+        let links = self.links.len();
+        let (seat, epoch, place, seq, units) = (0..links).find_map(|step| {
+            let seat = (self.look_turn + step) % links;
+            let link = &mut self.links[seat];
+            let incoming = link.incoming.as_mut()?;
+            let (seq, units) = incoming.next_read(now, &timings, depth)?;
+            let seat = SeatId(seat as u16);
+            let place = Place::Slot {
+                seat,
+                ring: incoming.ring(),
+                slot: incoming.slot_of(seq),
+                skip: 0,
+            };
+            Some((seat, link.peer_epoch, place, seq, units))
+        })?;
+        self.look_turn = (usize::from(seat.0) + 1) % links;
         let id = self.op(Purpose::Slot { seat, epoch, seq });
         Some(Io {
             id,
