@@ -436,3 +436,30 @@ fn a_silent_seat_is_taken_and_a_live_one_beyond_the_locks_is_not() {
         0
     );
 }
+
+#[test]
+fn a_node_given_up_before_it_saw_its_peers_first_session_is_heard_again() {
+    let mut world = two(8);
+    let id = world.connect(0, "beta", 7000, App::default());
+    world.run_until("beta is asked", |world| {
+        let asked = |event: &Event| matches!(event, Event::Incoming { .. });
+        world.hosts[1].events.iter().any(asked)
+    });
+    // Alpha has not seen the answer, nor the session that carries it.
+    world.hosts[0].frozen = true;
+    world.run_until("beta gives alpha up", |world| {
+        let gone = |event: &Event| matches!(event, Event::PeerGone(..));
+        world.hosts[1].events.iter().any(gone)
+    });
+    world.run_for(Duration::from_secs(2));
+    world.hosts[0].frozen = false;
+    world.run_until("alpha learns that it was given up", |world| {
+        let app = world.app(0, id);
+        app.reset.is_some() || app.failed.is_some()
+    });
+    let again = world.connect(0, "beta", 7000, sender(8, 5000));
+    world.run_until("a new stream gets through", |world| {
+        world.app(0, again).closed
+    });
+    assert!(world.app(0, again).reset.is_none());
+}

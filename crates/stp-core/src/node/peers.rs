@@ -200,6 +200,14 @@ impl Node {
             self.own.ring();
         }
         if link.peer_epoch != entry.epoch {
+            // The peer took this node's new session for the first it ever saw, and still is in the one that
+            // is over: a further new one tells it.
+            let unaware = link.peer_epoch == Epoch(0)
+                && entry.epoch <= link.floor
+                && entry.acked_epoch == link.my_epoch;
+            if unaware {
+                self.end_link(now, seat, ResetReason::PeerDied);
+            }
             return;
         }
         if link.incoming.is_none() && entry.ring.extents != 0 {
