@@ -10,7 +10,7 @@
 pub(super) mod leave;
 mod openings;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use stp_core::{
@@ -105,7 +105,7 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     local: L,
     streams: HashMap<StreamId, Stream<L::Socket>>,
     by_token: HashMap<StreamToken, StreamId>,
-    openings: HashMap<StreamId, Opening<L::Socket>>,
+    openings: BTreeMap<StreamId, Opening<L::Socket>>,
     ports: Ports<L::Listener>,
     verdicts: Arc<Verdicts>,
     /// The last token given; the next is one further.
@@ -139,7 +139,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             local,
             streams: HashMap::new(),
             by_token: HashMap::new(),
-            openings: HashMap::new(),
+            openings: BTreeMap::new(),
             ports: Ports::new(),
             verdicts,
             last_token,
@@ -570,12 +570,18 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
     }
 
+    /// All streams, in an order that depends on nothing but them: equal runs stay equal.
+    fn stream_ids(&self) -> Vec<StreamId> {
+        let mut ids: Vec<StreamId> = self.streams.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     fn reset_all(&mut self, reason: ResetReason) {
-        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
-        for id in streams {
+        for id in self.stream_ids() {
             self.forget(id, Some(Ending::Reset(reason)));
         }
-        for (_, opening) in self.openings.drain() {
+        for (_, opening) in std::mem::take(&mut self.openings) {
             self.local.close(opening.socket);
             // Dropping the reply tells that the engine is gone.
         }

@@ -19,7 +19,8 @@ pub(in crate::engine) const LEAVE_MAX: Duration = Duration::from_secs(5);
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     /// Takes the ports back, resets what programs still hold open, lets what they closed deliver.
     pub(super) fn begin_leave(&mut self, now: Time, deadline: Time) {
-        let ports: Vec<u16> = self.ports.by_number.keys().copied().collect();
+        let mut ports: Vec<u16> = self.ports.by_number.keys().copied().collect();
+        ports.sort_unstable();
         for port in ports {
             self.unlisten(now, port);
         }
@@ -27,13 +28,15 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         for id in openings {
             self.give_up(now, id, None);
         }
-        let streams: Vec<StreamId> = self.streams.keys().copied().collect();
-        for id in streams {
+        for id in self.stream_ids() {
             let Some(stream) = self.streams.get_mut(&id) else {
                 continue;
             };
             stream.hangup |= self.local.is_hung_up(&stream.socket);
             if stream.finished {
+                // A program that still reads must not wonder why nothing more comes.
+                let stopped = Ending::Reset(ResetReason::EngineStopped);
+                self.verdicts.decide(stream.token, stopped);
                 stream.hangup = true;
                 self.node.release(now, id);
             } else if !stream.hangup {
@@ -60,8 +63,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                         "left with bytes that the peers have not taken: these streams are reset"
                     );
                 }
-                let streams: Vec<StreamId> = self.streams.keys().copied().collect();
-                for id in streams {
+                for id in self.stream_ids() {
                     self.node.reset(now, id, ResetReason::EngineStopped);
                 }
                 self.reset_all(ResetReason::EngineStopped);
