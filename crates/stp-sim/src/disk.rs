@@ -1,0 +1,590 @@
+//! The simulated storage: one volume, a handle for each life of a node, and everything that goes wrong.
+//!
+//! - What a read returns is what the pieces that landed by then left there, unless it is told to be stale.
+//! - A write's pieces land one by one or together, before its end or after it, once, twice or never.
+//! - Durable writes are never lost and never land after a good end: that much is asked of a storage.
+//! - A handle that is dropped cancels nothing: what is under way lands, in part, or later.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
+use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
+
+use crate::figures::Figures;
+use crate::options::StorageFaults;
+use crate::rng::{Rng, mix};
+
+/// What is written or lost as one: a sector of old.
+const PIECE_BYTES: usize = 512;
+/// EIO.
+const ERRNO_IO: i32 = 5;
+const US: u64 = 1000;
+const MS: u64 = 1_000_000;
+
+/// A node's life, as the storage knows it.
+#[derive(Debug, Default)]
+pub(crate) struct Handle {
+    /// Its seat, once it has one; before, it may write claims.
+    pub(crate) seat: Option<SeatId>,
+    /// Its process lives.
+    pub(crate) alive: bool,
+    pub(crate) done: VecDeque<Completion>,
+    pub(crate) under_way: usize,
+    /// When its seat record last landed whole.
+    pub(crate) beat_at: u64,
+    /// Its record was silent for so long that peers may have given it up.
+    pub(crate) gap: u64,
+    gapped_at: Option<u64>,
+    /// No transfer ends well before then.
+    pub(crate) lost_until: u64,
+    /// Transfers fail at once meanwhile, or hang.
+    pub(crate) lost_fails: bool,
+    pub(crate) slow_until: u64,
+    /// What it read, unit by unit, and when.
+    cache: HashMap<u64, (u64, Box<[u8]>)>,
+}
+
+impl Handle {
+    /// Whether peers may have given it up since `since`.
+    pub(crate) fn gapped(&self, since: u64, now: u64) -> bool {
+        self.gapped_at.is_some_and(|at| at >= since) || now.saturating_sub(self.beat_at) >= self.gap
+    }
+}
+
+#[derive(Debug)]
+enum Event {
+    /// Bytes `from..to` of `data` land.
+    Land {
+        handle: usize,
+        offset: u64,
+        data: Arc<UnitBuf>,
+        from: usize,
+        to: usize,
+        beat: bool,
+    },
+    Done {
+        handle: usize,
+        id: OpId,
+        read: Option<(u64, UnitBuf)>,
+        stale: bool,
+        fails: bool,
+    },
+}
+
+/// The volume and what is under way to it.
+pub(crate) struct Disk {
+    pub(crate) now: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) handles: Vec<Handle>,
+    pub(crate) faults: StorageFaults,
+    pub(crate) figures: Figures,
+    pub(crate) finding: Option<String>,
+    pub(crate) trace: u64,
+    transfer_us: u64,
+    keeps_stale: bool,
+    rng: Rng,
+    events: BTreeMap<(u64, u64), Event>,
+    serial: u64,
+    /// Never becomes readable: the world knows when something is done.
+    wait: File,
+}
+
+impl Disk {
+    pub(crate) fn new(
+        seed: u64,
+        geometry: Geometry,
+        faults: StorageFaults,
+        transfer_us: u64,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            now: 0,
+            geometry,
+            bytes: vec![0; geometry.size_bytes as usize],
+            handles: Vec::new(),
+            faults,
+            figures: Figures::default(),
+            finding: None,
+            trace: seed,
+            transfer_us,
+            keeps_stale: faults.stale > 0,
+            rng: Rng::new(seed, 2),
+            events: BTreeMap::new(),
+            serial: 0,
+            wait: File::open("/dev/null")?,
+        })
+    }
+
+    /// One more life; `gap` is the silence after which its peers may give it up.
+    pub(crate) fn attach(&mut self, gap: u64) -> usize {
+        self.handles.push(Handle {
+            alive: true,
+            beat_at: self.now,
+            gap,
+            ..Handle::default()
+        });
+        self.handles.len() - 1
+    }
+
+    /// Its process is gone. What it has under way lands or does not.
+    pub(crate) fn detach(&mut self, handle: usize) {
+        let this = &mut self.handles[handle];
+        this.alive = false;
+        this.done.clear();
+        this.cache.clear();
+        let mut moved = Vec::new();
+        for (key, event) in &self.events {
+            if matches!(event, Event::Land { handle: of, .. } if *of == handle) {
+                moved.push(*key);
+            }
+        }
+        for key in moved {
+            let Some(event) = self.events.remove(&key) else {
+                continue;
+            };
+            match self.rng.below(10) {
+                0..=2 => self.figures.fault("write cut off by a kill"),
+                3 if self.faults.late_ms > 0 => {
+                    self.figures.fault("write of the dead lands late");
+                    let after = self.rng.within(0, self.faults.late_ms * MS);
+                    self.schedule(key.0.max(self.now) + after, event);
+                }
+                _ => {
+                    self.events.insert(key, event);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn note(&mut self, what: u64) {
+        self.trace = mix(self.trace ^ what).wrapping_add(self.now);
+    }
+
+    pub(crate) fn find(&mut self, finding: String) {
+        self.finding.get_or_insert(finding);
+    }
+
+    pub(crate) fn next_at(&self) -> Option<u64> {
+        self.events.keys().next().map(|(at, _)| *at)
+    }
+
+    /// Handles the next event; the handle that has something to reap.
+    pub(crate) fn step(&mut self) -> Option<usize> {
+        let ((at, _), event) = self.events.pop_first()?;
+        self.now = self.now.max(at);
+        match event {
+            Event::Land {
+                handle,
+                offset,
+                data,
+                from,
+                to,
+                beat,
+            } => {
+                let start = offset as usize + from;
+                self.bytes[start..start + (to - from)].copy_from_slice(&data.bytes()[from..to]);
+                let now = self.now;
+                let this = &mut self.handles[handle];
+                if !this.cache.is_empty() {
+                    let first = start as u64 / UNIT_BYTES as u64;
+                    let last = (start + (to - from) - 1) as u64 / UNIT_BYTES as u64;
+                    for unit in first..=last {
+                        this.cache.remove(&unit);
+                    }
+                }
+                if beat {
+                    if now.saturating_sub(this.beat_at) >= this.gap {
+                        this.gapped_at = Some(now);
+                    }
+                    this.beat_at = now;
+                }
+                None
+            }
+            Event::Done {
+                handle,
+                id,
+                read,
+                stale,
+                fails,
+            } => {
+                let this = &mut self.handles[handle];
+                if !this.alive {
+                    return None;
+                }
+                // The device went away meanwhile.
+                if this.lost_until > self.now && !fails {
+                    let (at, fails) = if this.lost_fails {
+                        (self.now + 2 * MS, true)
+                    } else {
+                        (this.lost_until, false)
+                    };
+                    let event = Event::Done {
+                        handle,
+                        id,
+                        read,
+                        stale,
+                        fails,
+                    };
+                    self.figures.fault("transfer on a lost device");
+                    self.schedule(at, event);
+                    return None;
+                }
+                this.under_way -= 1;
+                let buf = read.map(|(offset, mut buf)| {
+                    if !fails {
+                        self.read(handle, offset, &mut buf, stale);
+                    }
+                    buf
+                });
+                let result = if fails {
+                    Err(io::Error::from_raw_os_error(ERRNO_IO))
+                } else {
+                    Ok(())
+                };
+                self.note(id.0 ^ (handle as u64) << 48);
+                let completion = Completion { id, buf, result };
+                self.handles[handle].done.push_back(completion);
+                Some(handle)
+            }
+        }
+    }
+
+    fn read(&mut self, handle: usize, offset: u64, buf: &mut UnitBuf, stale: bool) {
+        let start = offset as usize;
+        let length = buf.len();
+        buf.bytes_mut()
+            .copy_from_slice(&self.bytes[start..start + length]);
+        if !self.keeps_stale {
+            return;
+        }
+        let oldest = self.now.saturating_sub(self.faults.stale_ms * MS);
+        let cache = &mut self.handles[handle].cache;
+        for (index, unit) in buf.bytes_mut().chunks_exact_mut(UNIT_BYTES).enumerate() {
+            let number = offset / UNIT_BYTES as u64 + index as u64;
+            match cache.get_mut(&number) {
+                Some((at, old)) if *at >= oldest => {
+                    if stale && **old != *unit && self.rng.percent(50) {
+                        unit.copy_from_slice(old);
+                        self.figures.fault("stale unit");
+                    }
+                }
+                Some((at, old)) => {
+                    *at = self.now;
+                    old.copy_from_slice(unit);
+                }
+                None => {
+                    cache.insert(number, (self.now, Box::from(&*unit)));
+                }
+            }
+        }
+    }
+
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.serial += 1;
+        self.events.insert((at.max(self.now), self.serial), event);
+    }
+
+    /// Whether a fault of so many millionths strikes.
+    fn strikes(&mut self, millionths: u64) -> bool {
+        millionths > 0 && self.rng.below(1_000_000) < millionths
+    }
+
+    fn latency(&mut self, handle: usize, units: usize) -> u64 {
+        let base = self.transfer_us * US;
+        let mut latency = base / 2 + self.rng.below(base) + units as u64 * 2 * US;
+        if self.handles[handle].slow_until > self.now {
+            latency *= 1000;
+            self.figures.fault("transfer on a slow device");
+        }
+        if self.strikes(self.faults.slow) {
+            latency *= 1000;
+            self.figures.fault("slow transfer");
+        }
+        latency
+    }
+
+    fn submit(&mut self, handle: usize, id: OpId, op: Op) {
+        let (place, units) = match &op {
+            Op::Read { place, buf } => (*place, buf.units()),
+            Op::Write { place, units, .. } => (*place, *units),
+        };
+        let Some(offset) = self.geometry.offset(place, units) else {
+            self.find(format!(
+                "a transfer outside the volume: {units} units at {place:?}"
+            ));
+            return;
+        };
+        self.note(offset ^ (units as u64) << 40 ^ id.0 << 52);
+        self.handles[handle].under_way += 1;
+        let most = 32 + 64 * usize::from(self.geometry.seats);
+        if self.handles[handle].under_way > most {
+            self.find(format!("more than {most} transfers under way by one node"));
+        }
+        let latency = self.latency(handle, units);
+        let end = self.now + latency;
+        match op {
+            Op::Read { buf, .. } => {
+                self.figures.reads += 1;
+                let fails = self.strikes(self.faults.read_error);
+                if fails {
+                    self.figures.fault("read error");
+                }
+                let stale = self.strikes(self.faults.stale);
+                let event = Event::Done {
+                    handle,
+                    id,
+                    read: Some((offset, buf)),
+                    stale,
+                    fails,
+                };
+                self.schedule(end, event);
+            }
+            Op::Write { data, durable, .. } => {
+                self.figures.writes += 1;
+                self.check_owner(handle, place);
+                if matches!(place, Place::Slot { .. }) {
+                    self.figures.segments += 1;
+                }
+                let fails = self.write(handle, place, offset, data, units, durable, latency);
+                let event = Event::Done {
+                    handle,
+                    id,
+                    read: None,
+                    stale: false,
+                    fails,
+                };
+                self.schedule(end, event);
+            }
+        }
+    }
+
+    fn check_owner(&mut self, handle: usize, place: Place) {
+        let claims = matches!(place, Place::Seat { .. });
+        let fits = match self.handles[handle].seat {
+            Some(seat) => place.owner() == Some(seat),
+            None => claims,
+        };
+        if !fits {
+            let seat = self.handles[handle].seat;
+            self.find(format!(
+                "a write outside the own seat {seat:?}: at {place:?}"
+            ));
+        }
+    }
+
+    /// Schedules what of a write lands, and when; whether it is told to have failed.
+    #[allow(clippy::too_many_arguments, reason = "all of one write")]
+    fn write(
+        &mut self,
+        handle: usize,
+        place: Place,
+        offset: u64,
+        data: Arc<UnitBuf>,
+        units: usize,
+        durable: bool,
+        latency: u64,
+    ) -> bool {
+        let faults = self.faults;
+        let beat = matches!(place, Place::Seat { .. });
+        let (now, end) = (self.now, self.now + latency);
+        let length = units * UNIT_BYTES;
+        let lost_until = self.handles[handle].lost_until;
+        let whole = |this: &mut Self, at: u64| {
+            let event = Event::Land {
+                handle,
+                offset,
+                data: Arc::clone(&data),
+                from: 0,
+                to: length,
+                beat,
+            };
+            this.schedule(at, event);
+        };
+        if lost_until > now {
+            // It may be on its way in spite of all: it lands when the path is back, or never.
+            self.figures.fault("write on a lost device");
+            let after = self.rng.below(latency);
+            if self.rng.percent(50) || !self.handles[handle].lost_fails {
+                whole(self, lost_until + after);
+            }
+            return false;
+        }
+        let late = now + latency + self.rng.below(faults.late_ms * MS + 1);
+        if self.strikes(faults.again) {
+            self.figures.fault("write done twice");
+            whole(self, late);
+        }
+        if self.strikes(faults.write_error) {
+            self.figures.fault("write error, not done");
+            return true;
+        }
+        if self.strikes(faults.error_done) {
+            self.figures.fault("write error, yet done");
+            whole(self, end - 1);
+            return true;
+        }
+        if self.strikes(faults.late_error) {
+            self.figures.fault("write error, done late");
+            whole(self, late);
+            return true;
+        }
+        if !durable && self.strikes(faults.late) {
+            self.figures.fault("write lands late");
+            whole(self, late);
+            return false;
+        }
+        if !durable && self.strikes(faults.lost) {
+            self.figures.fault("write lost");
+            return false;
+        }
+        let partial = self.strikes(faults.partial);
+        if partial || self.strikes(faults.torn) {
+            self.figures.fault(if partial {
+                "write error, done in part"
+            } else {
+                "torn write"
+            });
+            // Large writes tear between units, the rest between sectors.
+            let piece = if units > 8 { UNIT_BYTES } else { PIECE_BYTES };
+            let pieces = length.div_ceil(piece);
+            // Together the pieces that remain land at the end: the last is the beat.
+            let whole_at = self.rng.below(pieces as u64) as usize;
+            for index in 0..pieces {
+                if partial && self.rng.percent(50) {
+                    continue;
+                }
+                let at = match index == whole_at && !partial {
+                    true => end - 1,
+                    false => now + self.rng.below(latency.max(2) - 1),
+                };
+                let event = Event::Land {
+                    handle,
+                    offset,
+                    data: Arc::clone(&data),
+                    from: index * piece,
+                    to: ((index + 1) * piece).min(length),
+                    beat: beat && index == whole_at && !partial,
+                };
+                self.schedule(at, event);
+            }
+            return partial;
+        }
+        let at = now + latency / 4 + self.rng.below(latency / 2 + 1);
+        whole(self, at.min(end - 1));
+        false
+    }
+
+    /// Spoils a piece of a record, table or slot; of records and tables always the same copy, so that
+    /// one stays whole.
+    pub(crate) fn rot(&mut self) {
+        let seat = SeatId(self.rng.below(u64::from(self.geometry.seats)) as u16);
+        let copy = (seat.0 & 1) as u8;
+        let place = match self.rng.below(3) {
+            0 => Place::Seat { seat, copy },
+            1 => Place::Table {
+                seat,
+                copy,
+                unit: 0,
+            },
+            _ => {
+                let extent = self.rng.below(u64::from(self.geometry.extents)) as u16;
+                Place::Slot {
+                    seat,
+                    ring: self.geometry.ring(extent, 1),
+                    slot: self.rng.below(4) as u32,
+                    skip: 0,
+                }
+            }
+        };
+        let Some(offset) = self.geometry.offset(place, 1) else {
+            return;
+        };
+        self.figures.fault("bit rot");
+        self.note(offset ^ 0x707);
+        let start = offset as usize;
+        match self.rng.below(3) {
+            0 => {
+                let at = start + self.rng.below(UNIT_BYTES as u64) as usize;
+                self.bytes[at] ^= 1 << self.rng.below(8);
+            }
+            1 => {
+                let at = start + self.rng.below(8) as usize * PIECE_BYTES;
+                let garbage = self.rng.next();
+                crate::pattern::fill(garbage, 0, &mut self.bytes[at..at + PIECE_BYTES]);
+            }
+            _ => {
+                let garbage = self.rng.next();
+                crate::pattern::fill(garbage, 0, &mut self.bytes[start..start + UNIT_BYTES]);
+            }
+        }
+    }
+}
+
+/// The storage, shared by the world and all handles.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Disk>>);
+
+impl Shared {
+    pub(crate) fn new(disk: Disk) -> Self {
+        Self(Arc::new(Mutex::new(disk)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node's way to the storage.
+    pub(crate) fn medium(&self, handle: usize) -> io::Result<SimMedium> {
+        let wait = self.lock().wait.try_clone()?;
+        Ok(SimMedium {
+            disk: self.clone(),
+            handle,
+            wait,
+        })
+    }
+}
+
+/// One life's handle.
+pub(crate) struct SimMedium {
+    disk: Shared,
+    handle: usize,
+    wait: File,
+}
+
+impl Medium for SimMedium {
+    fn set_geometry(&mut self, _geometry: Geometry) {}
+
+    fn size_bytes(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().bytes.len() as u64)
+    }
+
+    fn submit(&mut self, id: OpId, op: Op) {
+        self.disk.lock().submit(self.handle, id, op);
+    }
+
+    fn kick(&mut self) {}
+
+    fn poll(&mut self) -> Option<Completion> {
+        self.disk.lock().handles[self.handle].done.pop_front()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wait.as_fd())
+    }
+
+    fn depth(&self) -> usize {
+        64
+    }
+
+    fn lock_seat(&mut self, _seat: SeatId) -> io::Result<SeatLock> {
+        Ok(SeatLock::Unsupported)
+    }
+
+    fn describe(&self) -> String {
+        "simulated storage".into()
+    }
+}

@@ -1,0 +1,252 @@
+//! What a seed stands for: the world's measures, its programs' habits, the faults that it knows.
+//!
+//! - Swarm: each seed knows only some classes of faults, so that rare combinations meet undisturbed.
+
+use std::fmt;
+use std::time::Duration;
+
+use stp_core::{Limits, Timings};
+
+use crate::rng::Rng;
+
+/// Locks of seats that the storage keeps for all hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locks {
+    /// None: seats are claimed by time.
+    Unsupported,
+    /// Kept until the process ends.
+    Kept,
+    /// Kept, but a host that is silent for ten seconds loses them without being told.
+    Expiring,
+}
+
+/// All choices of one run that are made before it.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes of each system.
+    pub nodes: Vec<usize>,
+    /// Seats of the volume.
+    pub seats: u16,
+    /// Bytes asked for the volume.
+    pub volume_bytes: u64,
+    /// What the storage knows of locks.
+    pub locks: Locks,
+    /// Of every node.
+    pub timings: Timings,
+    /// Of every node.
+    pub limits: Limits,
+    /// How much faster than the world's each node's clock runs, in parts of a million.
+    pub rates_ppm: Vec<i64>,
+    /// How long things break, in ms.
+    pub break_ms: u64,
+    /// Connections at a time.
+    pub streams_at_once: usize,
+    /// Connections in all.
+    pub streams_total: usize,
+    /// Most bytes that one end sends.
+    pub bytes_max: u64,
+    /// Bytes that a program's socket holds each way.
+    pub socket_bytes: u64,
+    /// Connections that a listener's queue holds.
+    pub backlog: usize,
+    /// In percent of all ends of streams: programs that die, abort, close early, are slow.
+    pub ends: Ends,
+    /// Storage transfer time without load, in us.
+    pub transfer_us: u64,
+    /// Storage faults, in millionths of all transfers.
+    pub storage: StorageFaults,
+    /// Mean intervals of faults that befall hosts, in ms; 0: never.
+    pub hosts: HostFaults,
+}
+
+/// How ends of streams end, in percent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    /// Without closing.
+    pub die: u64,
+    /// By a reset.
+    pub abort: u64,
+    /// Closed before everything is read.
+    pub early: u64,
+    /// Read slowly.
+    pub slow: u64,
+    /// Without marks, as TCP programs.
+    pub raw: u64,
+}
+
+/// Storage faults, in millionths.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StorageFaults {
+    /// Writes whose pieces land one by one, in any order.
+    pub torn: u64,
+    /// Writes that fail after some of their pieces have landed.
+    pub partial: u64,
+    /// Writes that fail and have not happened.
+    pub write_error: u64,
+    /// Writes that fail and have happened.
+    pub error_done: u64,
+    /// Writes that fail and land much later.
+    pub late_error: u64,
+    /// Writes that are reported and land later.
+    pub late: u64,
+    /// Writes that land once more, later.
+    pub again: u64,
+    /// Writes that are reported and never land.
+    pub lost: u64,
+    /// Reads that fail.
+    pub read_error: u64,
+    /// Reads of which some units are old.
+    pub stale: u64,
+    /// How old, at most, in ms.
+    pub stale_ms: u64,
+    /// How late, at most, in ms.
+    pub late_ms: u64,
+    /// Transfers that take a thousand times as long.
+    pub slow: u64,
+}
+
+/// Mean intervals of faults that befall hosts, in ms; 0: never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostFaults {
+    /// A node's process is killed.
+    pub kill: u64,
+    /// A node leaves in good order.
+    pub leave: u64,
+    /// A node's process stops and goes on later.
+    pub freeze: u64,
+    /// One node loses the device for a while.
+    pub outage_one: u64,
+    /// All nodes lose the device for a while.
+    pub outage_all: u64,
+    /// The device is a thousand times slower for one node.
+    pub slow: u64,
+    /// A piece of a record or slot turns to garbage.
+    pub rot: u64,
+    /// A listener goes and comes back.
+    pub unlisten: u64,
+}
+
+impl Options {
+    /// What a seed stands for.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = Rng::new(seed, 1);
+        let r = &mut rng;
+        let systems = r.within(2, 4) as usize;
+        let nodes: Vec<usize> = (0..systems)
+            .map(|_| if r.percent(25) { 2 } else { 1 })
+            .collect();
+        let all: usize = nodes.iter().sum();
+        let seats = (all as u64 + r.below(3)).max(2) as u16;
+        let heartbeat = [100, 250, 500, 1000][r.below(4) as usize];
+        let suspect = heartbeat * r.within(3, 6);
+        let dead = (suspect * r.within(2, 4)).max(3000);
+        let ms = Duration::from_millis;
+        let timings = Timings {
+            heartbeat: ms(heartbeat),
+            suspect: ms(suspect),
+            dead: ms(dead),
+            orphan: ms(dead.max(20_000)),
+            poll_iops: if r.percent(20) { 5000 } else { 0 },
+            ..Timings::default()
+        };
+        let limits = Limits {
+            window_start: r.spread(4 << 10, 256 << 10),
+            window_max: r.spread(256 << 10, 4 << 20),
+            write_depth: r.within(1, 6) as usize,
+            read_depth: r.within(1, 6) as usize,
+            ring_extents: r.spread(1, 16) as u16,
+            ..Limits::default()
+        };
+        let rates_ppm = (0..all)
+            .map(|_| r.within(0, 40_000) as i64 - 20_000)
+            .collect();
+        let swarm = |r: &mut Rng, percent: u64, low: u64, high: u64| {
+            if r.percent(percent) {
+                r.spread(low, high)
+            } else {
+                0
+            }
+        };
+        let storage = StorageFaults {
+            torn: swarm(r, 50, 1000, 300_000),
+            partial: swarm(r, 35, 100, 50_000),
+            write_error: swarm(r, 35, 100, 50_000),
+            error_done: swarm(r, 35, 100, 50_000),
+            late_error: swarm(r, 35, 100, 30_000),
+            late: swarm(r, 35, 100, 30_000),
+            again: swarm(r, 35, 100, 30_000),
+            lost: swarm(r, 35, 100, 30_000),
+            read_error: swarm(r, 35, 100, 50_000),
+            stale: swarm(r, 35, 1000, 300_000),
+            stale_ms: r.spread(1, 400),
+            late_ms: r.spread(10, 8000),
+            slow: swarm(r, 25, 10, 2000),
+        };
+        let hosts = HostFaults {
+            kill: swarm(r, 50, 500, 20_000),
+            leave: swarm(r, 30, 1000, 20_000),
+            freeze: swarm(r, 45, 500, 20_000),
+            outage_one: swarm(r, 35, 1000, 20_000),
+            outage_all: swarm(r, 25, 2000, 20_000),
+            slow: swarm(r, 25, 1000, 20_000),
+            rot: swarm(r, 40, 20, 3000),
+            unlisten: swarm(r, 25, 500, 20_000),
+        };
+        let ends = Ends {
+            die: swarm(r, 50, 1, 20),
+            abort: swarm(r, 50, 1, 20),
+            early: swarm(r, 50, 1, 20),
+            slow: swarm(r, 50, 1, 60),
+            raw: swarm(r, 50, 10, 100),
+        };
+        Self {
+            seed,
+            nodes,
+            seats,
+            volume_bytes: r.spread(4 << 20, 32 << 20),
+            locks: [Locks::Unsupported, Locks::Kept, Locks::Expiring][r.below(3) as usize],
+            timings,
+            limits,
+            rates_ppm,
+            break_ms: r.within(5_000, 30_000),
+            streams_at_once: r.spread(2, 120) as usize,
+            streams_total: r.spread(40, 600) as usize,
+            bytes_max: r.spread(100, 4 << 20),
+            socket_bytes: r.spread(2 << 10, 512 << 10),
+            backlog: r.spread(1, 128) as usize,
+            ends,
+            transfer_us: r.spread(20, 400),
+            storage,
+            hosts,
+        }
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {}: nodes {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}",
+            self.seed,
+            self.nodes,
+            self.seats,
+            self.volume_bytes >> 10,
+            self.locks,
+            self.streams_at_once,
+            self.streams_total,
+            self.bytes_max,
+            self.socket_bytes,
+            self.backlog,
+            self.transfer_us,
+            self.break_ms,
+            self.storage,
+            self.hosts,
+            self.ends,
+            self.timings,
+            self.limits,
+            self.rates_ppm
+        )
+    }
+}
