@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use stp_core::Limits;
 use stp_format::{Geometry, Superblock, SystemName, VolumeId};
 use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Ending, EngineConfig, EngineHandle, start};
@@ -24,6 +25,7 @@ pub struct World {
     pub store: Store,
     pub superblock: Superblock,
     pub root: tempfile::TempDir,
+    pub limits: Limits,
 }
 
 pub struct Host {
@@ -46,6 +48,7 @@ impl World {
             store: Store::new(size as usize),
             superblock,
             root: tempfile::tempdir().unwrap(),
+            limits: Limits::default(),
         }
     }
 
@@ -53,7 +56,10 @@ impl World {
         let run = RunDir::open(&self.root.path().join(name)).unwrap();
         let dir = run.system(self.superblock.volume, &system(name)).unwrap();
         let host = run.host_id().unwrap();
-        EngineConfig::new(medium, "memory", self.superblock, dir, host)
+        EngineConfig {
+            limits: self.limits,
+            ..EngineConfig::new(medium, "memory", self.superblock, dir, host)
+        }
     }
 
     pub fn host(&self, name: &str) -> Host {
