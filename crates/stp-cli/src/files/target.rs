@@ -24,8 +24,8 @@ pub const MODE_KEPT: u32 = 0o777;
 
 const STATE_MAGIC: &[u8; 8] = b"STPPART1";
 /// How long to wait for the lock of a partial file whose connection may just be dying.
-const LOCK_WAIT: Duration = Duration::from_millis(50);
-const LOCK_TRIES: usize = 30;
+const LOCK_WAIT: Duration = Duration::from_millis(100);
+const LOCK_TRIES: usize = 60;
 
 /// Failures found where no message can be sent: folders that got no mode or time.
 pub type Late = Arc<Mutex<Vec<(Vec<u8>, Fault)>>>;
