@@ -1,8 +1,9 @@
 //! `stp cat`: standard input and output over a stream.
 //!
 //! - The end of standard input ends our half of the stream; the end of the peer's half ends standard output.
-//! - It succeeds only if both halves ended in order: what was sent has then been taken by the peer's
-//!   program, and what was received is all that it sent.
+//! - It succeeds only if both halves ended in order: what was received is then all that the peer sent, and
+//!   a peer that ended its half after ours has taken what was sent. One that had ended it before may still
+//!   die over what is on its way, as over TCP.
 //! - Two threads with big buffers, one a direction, so that neither waits for the other.
 
 use std::fs::File;
@@ -447,7 +448,12 @@ fn write_all(mut stream: &stp::Stream, bytes: &[u8]) -> Result<(), Failure> {
     stream.write_all(bytes).map_err(Failure::Stream)
 }
 
+/// The end of our half. Where the peer had finished its own half before, nothing but this tells that it has
+/// died since: the end would go nowhere.
 fn finish(stream: &stp::Stream) -> Result<(), Failure> {
+    if let Some(error) = stream.take_error().map_err(Failure::Stream)? {
+        return Err(Failure::Stream(error));
+    }
     stream.shutdown(Shutdown::Write).map_err(Failure::Stream)
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use common::{Running, World, collect, noise, text};
@@ -106,6 +106,53 @@ fn a_sender_that_is_killed_leaves_no_complete_transfer() {
     assert!(said.contains("not complete"), "{said}");
     assert!(data.starts_with(&received.whole()));
     drop(stdin);
+}
+
+/// The receiver has nothing to say and ends its half at once: no read tells the sender that it died later.
+#[test]
+fn a_receiver_that_is_killed_while_the_sender_pauses_fails_the_sender() {
+    let world = World::new();
+    let (server, client, mut stdin, stuck) = pause(&world);
+    // More than its standard output takes, so that it dies with something unread.
+    stdin.write_all(&noise(1_500_000, 5)).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    server.signal(Signal::KILL);
+    drop((server, stuck));
+    // Time for the news to arrive.
+    std::thread::sleep(Duration::from_secs(1));
+    drop(stdin);
+    let (code, said) = client.end();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("not complete"), "{said}");
+}
+
+/// The stream ends with the engine on the sender's host.
+#[test]
+fn an_engine_that_is_killed_while_the_sender_pauses_fails_the_sender() {
+    let mut world = World::new();
+    let (server, client, stdin, _stdout) = pause(&world);
+    world.restart_engine("alpha", Signal::KILL);
+    drop(stdin);
+    let (code, said) = client.end();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("not complete"), "{said}");
+    assert_eq!(server.end().0, 1);
+}
+
+/// A transfer under way whose sender has more to come.
+fn pause(world: &World) -> (Running, Running, ChildStdin, ChildStdout) {
+    let mut server = piped(world, "beta", &["-d", "-l", "7000"]);
+    let mut stdout = server.child.stdout.take().unwrap();
+    let mut client = piped(world, "alpha", &["--retry", "60", "beta:7000"]);
+    let mut stdin = client.child.stdin.take().unwrap();
+    stdin.write_all(b"so far").unwrap();
+    let mut so_far = [0; 6];
+    stdout.read_exact(&mut so_far).unwrap();
+    // The receiver's end of its own half arrives.
+    let mut nothing = Vec::new();
+    let mut received = client.child.stdout.take().unwrap();
+    received.read_to_end(&mut nothing).unwrap();
+    (server, client, stdin, stdout)
 }
 
 #[test]

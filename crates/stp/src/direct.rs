@@ -146,7 +146,7 @@ pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> 
                 return Err(io::Error::new(
                     io::ErrorKind::ConnectionRefused,
                     format!(
-                        "connection refused by {}:{port}: nobody listens there",
+                        "connection refused by {}:{port}: nobody listens there; start the program there, or name a port that `stp ss --all` shows",
                         dir.system()
                     ),
                 ));

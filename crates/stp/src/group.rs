@@ -278,7 +278,9 @@ impl Group {
             ),
             ConnectFailure::Refused => (
                 Kind::ConnectionRefused,
-                format!("connection refused by {to}: nobody listens there"),
+                format!(
+                    "connection refused by {to}: nobody listens there; start the program there, or name a port that `stp ss --all` shows"
+                ),
             ),
             ConnectFailure::TimedOut => (
                 Kind::TimedOut,

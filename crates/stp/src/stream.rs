@@ -61,6 +61,8 @@ struct Shared {
     aborted: AtomicBool,
     /// The peer's end, once it is known: `None` in order, else how it broke.
     ended: OnceLock<Option<String>>,
+    /// [`Stream::take_error`] has told that it broke.
+    break_told: AtomicBool,
 }
 
 impl Shared {
@@ -112,6 +114,22 @@ impl Shared {
             .clone()
     }
 
+    /// How our half of the stream broke, now that the far end of the socket is closed.
+    fn broken(&self) -> Option<String> {
+        match &self.fate {
+            // An engine holds its end until our half is through, unless the stream broke.
+            Fate::Engine { calls, token } => Some(match calls.verdict(*token) {
+                Verdict::Reset(why) => why,
+                Verdict::Clean | Verdict::Open => {
+                    "it broke before the end of what was sent to it".to_owned()
+                }
+            }),
+            // The other program may well leave before we have finished.
+            Fate::Direct(_) => self.peer_end(),
+            Fate::Raw => None,
+        }
+    }
+
     fn reset_error(&self, why: &str) -> io::Error {
         io::Error::new(
             io::ErrorKind::ConnectionReset,
@@ -161,6 +179,7 @@ impl Stream {
                 write_shut: AtomicBool::new(false),
                 aborted: AtomicBool::new(false),
                 ended: OnceLock::new(),
+                break_told: AtomicBool::new(false),
             }),
         }
     }
@@ -244,9 +263,21 @@ impl Stream {
         self.receive(buf, RecvFlags::PEEK)
     }
 
-    /// The pending error of the socket, and clears it.
+    /// The pending error of the socket, and clears it. A stream that broke before its end was announced by
+    /// [`Stream::shutdown`] says so here even if the peer had finished its half: no read would tell any more.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        self.socket.take_error()
+        if let Some(error) = self.socket.take_error()? {
+            return Ok(Some(error));
+        }
+        let shared = &self.shared;
+        if shared.write_shut.load(Ordering::Acquire)
+            || shared.aborted.load(Ordering::Acquire)
+            || !self.is_cut()
+            || shared.break_told.swap(true, Ordering::AcqRel)
+        {
+            return Ok(None);
+        }
+        Ok(shared.broken().map(|why| shared.reset_error(&why)))
     }
 
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
@@ -272,6 +303,13 @@ impl Stream {
             Errno::PIPE => broken_pipe(&shared.peer),
             error => error.into(),
         }
+    }
+
+    /// Whether the far end of the socket is closed in both directions, before this end is.
+    fn is_cut(&self) -> bool {
+        let mut watched = [PollFd::new(&self.socket, PollFlags::empty())];
+        let now = Timespec::default();
+        poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().contains(PollFlags::HUP)
     }
 
     /// Whether the far end of the socket will send nothing more: it is closed, not just its reading half.

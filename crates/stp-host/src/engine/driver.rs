@@ -336,7 +336,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             }
             if ready.hangup && !stream.hangup {
                 stream.hangup = true;
-                if stream.finished {
+                if stream.finished && self.local.has_left_unread(&stream.socket) {
+                    let now = self.clock.now();
+                    self.program_broke(now, id);
+                } else if stream.finished {
                     self.node.release(self.clock.now(), id);
                 }
             }

@@ -93,6 +93,8 @@ pub trait LocalSide {
     fn finish(&mut self, socket: &mut Self::Socket);
     /// Whether the program can neither send nor receive any more, as of now.
     fn is_hung_up(&mut self, socket: &Self::Socket) -> bool;
+    /// Whether the program, which is gone, left received bytes unread.
+    fn has_left_unread(&mut self, socket: &Self::Socket) -> bool;
     /// Ends both directions and forgets the socket.
     fn close(&mut self, socket: Self::Socket);
     /// Hands a connection from `peer`:`peer_port` to a listener; `token` makes tokens for its name.
@@ -245,6 +247,11 @@ impl LocalSide for UnixLocal {
         };
         rustix::event::poll(&mut polled, Some(&zero)).is_ok()
             && polled[0].revents().contains(PollFlags::HUP)
+    }
+
+    fn has_left_unread(&mut self, socket: &UnixSocket) -> bool {
+        // A Unix socket whose peer closes it with bytes unread keeps that as its pending error.
+        matches!(sockopt::socket_error(&socket.fd), Ok(Err(Errno::CONNRESET)))
     }
 
     fn close(&mut self, socket: UnixSocket) {
