@@ -1,6 +1,6 @@
 //! A guest: a QEMU process, and a shell in it at the other end of our pipes.
 //!
-//! - The pipes are the guest's second serial line: control, never data between guests.
+//! - The pipes are a virtual port of the guest: control, never data between guests.
 //! - A guest ends with its [`Guest`].
 
 use std::io::{BufRead, BufReader, Write};
@@ -57,12 +57,9 @@ impl Guest {
             ])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
-            .args([
-                "-serial",
-                "stdio",
-                "-append",
-                "console=ttyS0 quiet panic=-1",
-            ])
+            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=port"])
+            .args(["-device", "virtserialport,chardev=port,name=stp"])
             .arg("-kernel")
             .arg(&image.kernel)
             .arg("-initrd")
@@ -104,30 +101,25 @@ impl Guest {
         &self.name
     }
 
-    /// Waits for the shell.
+    /// Waits for the shell: what is written before it listens would be lost.
     pub(super) fn ready(&mut self) -> Result<(), Error> {
-        // What is written before the shell listens may be lost: ask until it answers.
-        let start = Instant::now();
-        while start.elapsed() < HANG {
-            self.number += 1;
-            if self
-                .ask(
-                    &format!("export STP_SYSTEM={}", self.name),
-                    Duration::from_secs(3),
-                )
-                .is_ok()
-            {
-                return Ok(());
-            }
-            if let Some(status) = self.qemu.try_wait()? {
-                return Err(format!("guest {}: QEMU ended: {status}", self.name).into());
+        let end = Instant::now() + HANG;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains("stp-guest-is-ready") => break,
+                Ok(_) => {}
+                Err(_) => {
+                    let name = &self.name;
+                    return Err(format!(
+                        "guest {name} does not come up: see {name}.log in target/vm"
+                    )
+                    .into());
+                }
             }
         }
-        Err(format!(
-            "guest {} does not come up; its console is {}.log in target/vm",
-            self.name, self.name
-        )
-        .into())
+        self.ok(&format!("export STP_SYSTEM={}", self.name))
+            .map(drop)
     }
 
     /// Runs a command and insists on success; its output.

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# First process of a guest: the disk's driver, then a shell on the second serial line, driven by `cargo xtask vm`.
+# First process of a guest: the disk's driver, then a shell on a virtual port, driven by `cargo xtask vm`.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/
 mount -t proc proc /proc
@@ -9,7 +9,9 @@ mkdir -p /run /tmp
 modprobe virtio_pci 2>/dev/null
 modprobe virtio_blk
 export STP_VOLUME=/dev/vda STP_RUN_DIR=/run/stp
-# One reader for all commands: a shell that is given up (the other end went away) ends the guest.
-stty -F /dev/ttyS1 raw -echo
-sh </dev/ttyS1 >/dev/ttyS1 2>&1
+until [ -e /dev/vport0p1 ]; do sleep 0.1; done
+exec 3<>/dev/vport0p1
+echo stp-guest-is-ready >&3
+# When the shell ends, so does the guest.
+sh <&3 >&3 2>&1
 poweroff -f
