@@ -195,7 +195,8 @@ impl Guest {
         let number = self.number;
         // The mark is put together by the shell, so that an echo of the question is no answer.
         // Standard input is the line of questions: no command may eat it.
-        let line = format!("{{ {command}\n}} </dev/null\necho; echo {MARK}'' {number} $?\n");
+        let line =
+            format!("{{ {command}\n}} </dev/null\ncode=$?; echo; echo {MARK}'' {number} $code\n");
         self.input.write_all(line.as_bytes())?;
         self.input.flush()?;
         let end = Instant::now() + limit;
