@@ -25,7 +25,7 @@ pub struct Args {
     pub volume: Option<String>,
     /// The name of the group
     #[arg(long, value_name = "NAME")]
-    pub group: stp_format::GroupName,
+    pub group: String,
     /// How big a file is made, like 256MiB or 2GiB [default: 256MiB; a device is used whole]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub size: Option<u64>,
@@ -52,7 +52,7 @@ struct Made {
 pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let spec = spec_of(global, args.volume.as_deref())?;
     let options = FormatOptions {
-        group: args.group,
+        group: crate::global::name("group name", "--group", &args.group)?,
         size_bytes: args.size,
         seats: args.seats,
         force: args.force,

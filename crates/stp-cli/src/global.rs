@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use stp_format::SystemName;
+use stp_format::{NameError, SystemName};
 use stp_medium::VolumeSpec;
 
 use crate::CliError;
@@ -31,7 +31,7 @@ pub struct Global {
         global = true,
         hide_env_values = true
     )]
-    pub system: Option<SystemName>,
+    pub system: Option<String>,
 
     /// Where the programs of this host meet [default: $XDG_RUNTIME_DIR/stp, or /run/stp for root, or
     /// /tmp/stp-UID]
@@ -73,24 +73,23 @@ impl Global {
 
     /// The name of this system: as it was given, else the host's.
     pub fn system_name(&self) -> Result<SystemName, CliError> {
-        if let Some(system) = self.system {
-            return Ok(system);
+        if let Some(system) = &self.system {
+            return name("system name", "--system or STP_SYSTEM", system);
         }
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
-        host.parse().map_err(|error| {
-            CliError::new(format_args!(
-                "the host name {host:?} cannot be a system's name: {error}"
-            ))
-            .remedy("name this system with --system or STP_SYSTEM")
-        })
+        name(
+            "the host name, used as system name,",
+            "--system or STP_SYSTEM",
+            &host,
+        )
     }
 
     /// Opens the group on the volume, by the host's shared engine or one in this process.
     pub fn group(&self) -> Result<stp::Group, CliError> {
         let mut builder = stp::Group::builder(self.volume()?);
-        if let Some(system) = &self.system {
-            builder = builder.system(system.as_str());
+        if self.system.is_some() {
+            builder = builder.system(self.system_name()?.as_str());
         }
         if let Some(run_dir) = &self.run_dir {
             builder = builder.run_dir(run_dir);
@@ -105,4 +104,16 @@ impl Global {
             _ => self.volume(),
         }
     }
+}
+
+/// Checks a name that was given by `option`. The failure is one line that names it and what to do.
+pub fn name<N: std::str::FromStr<Err = NameError>>(
+    what: &str,
+    option: &str,
+    text: &str,
+) -> Result<N, CliError> {
+    text.parse().map_err(|error| {
+        CliError::new(format_args!("{what} {text:?}: {error}"))
+            .remedy(format_args!("give another with {option}"))
+    })
 }

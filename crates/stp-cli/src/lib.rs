@@ -71,8 +71,12 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
     }
 }
 
-/// Prints help and version to standard output, everything else to standard error; 2 for wrong usage.
+/// Prints help and version to standard output, everything else to standard error; 2 for wrong usage. An address
+/// that is none is no wrong usage but a bad name: one line, as for every failure.
 fn report_usage(error: &clap::Error) -> ExitCode {
+    if let Some(bad) = std::error::Error::source(error).filter(|bad| bad.is::<stp::AddrError>()) {
+        return CliError::new(bad).report();
+    }
     let printed = error.print();
     if !error.use_stderr() {
         return match printed {

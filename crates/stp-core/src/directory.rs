@@ -47,6 +47,8 @@ pub struct PeerInfo {
 pub(crate) struct Peer {
     pub(crate) record: SeatRecord,
     pub(crate) state: PeerState,
+    /// Its heartbeat was seen moving: it lives, or did while this node watched.
+    pub(crate) moved: bool,
     /// Reading of [`Directory::watch`] when the heartbeat last moved.
     heard: Duration,
 }
@@ -179,10 +181,15 @@ impl Directory {
             Some(peer) if !beat => peer.heard,
             _ => self.watch,
         };
+        let moved = match &known {
+            Some(peer) if change == Change::Record => peer.moved || beat,
+            _ => false,
+        };
         let before = known.as_ref().map(|peer| peer.state);
         *known = Some(Peer {
             record,
             state,
+            moved,
             heard,
         });
         // A change of both is told as the greater one; `judge` tells states that time brings.

@@ -463,3 +463,19 @@ fn a_node_given_up_before_it_saw_its_peers_first_session_is_heard_again() {
     });
     assert!(world.app(0, again).reset.is_none());
 }
+
+#[test]
+fn a_dead_namesake_is_no_second_host_of_that_name() {
+    let mut world = two(3);
+    world.kill(1);
+    let heir = world.add("beta", true);
+    world.start(heir);
+    world.run_until("the heir sits", |world| world.hosts[heir].node.is_some());
+    world.run_for(Duration::from_secs(5));
+    assert!(
+        !world.hosts[heir]
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::NameTwice(_)))
+    );
+}

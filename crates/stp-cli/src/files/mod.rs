@@ -93,7 +93,7 @@ pub fn serve(global: &Global, args: ServeArgs) -> Result<(), CliError> {
     }
     paths::raise_open_files();
     let signals = EndSignals::watch()?;
-    let group = stream::open(global)?;
+    let group = global.group()?;
     let acceptor = stream::listen(&group, args.port)?;
     let access = if args.read_only { " (read-only)" } else { "" };
     crate::out::say(format_args!(

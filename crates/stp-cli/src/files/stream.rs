@@ -16,18 +16,6 @@ use super::server::Acceptor;
 use super::wire::{Code, Fault};
 use crate::{CliError, Global};
 
-/// Opens the group that the command line names.
-pub fn open(global: &Global) -> Result<Group, CliError> {
-    let mut builder = Group::builder(global.volume()?);
-    if let Some(system) = &global.system {
-        builder = builder.system(system.to_string());
-    }
-    if let Some(dir) = &global.run_dir {
-        builder = builder.run_dir(dir);
-    }
-    builder.open().map_err(CliError::new)
-}
-
 fn channel(stream: Stream, peer: String) -> Channel {
     Channel::new(stream, peer, |stream: &Stream| {
         let _ = stream.abort();
@@ -95,7 +83,7 @@ impl<'a> Systems<'a> {
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
         match &*group {
             Some(group) => Ok(group.clone()),
-            None => Ok(group.insert(open(self.global)?).clone()),
+            None => Ok(group.insert(self.global.group()?).clone()),
         }
     }
 

@@ -108,6 +108,8 @@ pub struct Node {
     now: Time,
     phase: Phase,
     directory: Directory,
+    /// Living nodes of this system's name on other hosts that were reported.
+    namesakes: BTreeMap<SeatId, stp_format::Incarnation>,
     own: OwnSeat,
     /// By the peer's seat.
     links: Vec<Link>,
@@ -158,6 +160,7 @@ impl Node {
             now,
             phase: Phase::Up,
             directory: Directory::new(config.volume, geometry, claimed.seat),
+            namesakes: BTreeMap::new(),
             own: OwnSeat::new(claimed, now),
             links: (0..seats).map(|_| Link::new()).collect(),
             extents: Extents::new(&geometry),

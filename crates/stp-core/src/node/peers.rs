@@ -77,16 +77,18 @@ impl Node {
         };
         let (state, system) = (peer.state, peer.record.system);
         let incarnation = peer.record.incarnation;
-        let twice = system == self.config.system && peer.record.host != self.config.host;
+        // A record may be what a dead node left; only a moving heartbeat is a living namesake.
+        let twice =
+            peer.moved && system == self.config.system && peer.record.host != self.config.host;
         let link = &self.links[usize::from(seat.0)];
         let linked = link.peer_incarnation != Incarnation(0);
+        if twice && self.namesakes.insert(seat, incarnation) != Some(incarnation) {
+            self.events.push_back(Event::NameTwice(seat));
+        }
         if change != Change::Record {
             match state {
                 PeerState::Up => {
                     self.events.push_back(Event::PeerUp(seat, system));
-                    if twice {
-                        self.events.push_back(Event::NameTwice(seat));
-                    }
                 }
                 PeerState::Suspect => self.events.push_back(Event::PeerSuspect(seat, system)),
                 PeerState::Dead if change == Change::State => {
