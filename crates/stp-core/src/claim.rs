@@ -10,6 +10,7 @@
 //!   after three heartbeats if the storage grants its lock, else after its own `dead` time.
 
 use crate::config::NodeConfig;
+use crate::directory::is_later;
 use crate::io::{Io, IoAction, IoDone, IoFault};
 use crate::time::Time;
 use alloc::sync::Arc;
@@ -107,7 +108,7 @@ impl core::error::Error for ClaimError {}
 struct SeatView {
     /// The newest valid record, whatever its state, and its copy.
     newest: Option<(SeatRecord, u8)>,
-    /// The highest incarnation in any valid copy.
+    /// The highest incarnation in any valid copy, or that a peer knows of.
     incarnation: Incarnation,
     /// Neither copy was ever written.
     blank: bool,
@@ -297,6 +298,7 @@ impl Claim {
                 self.views = (0..self.config.geometry.seats)
                     .map(|seat| self.view(bytes.bytes(), 0, SeatId(seat)))
                     .collect();
+                self.heed_peers();
                 self.decide();
             }
             &Step::Writing { claimed, timed } => {
@@ -379,6 +381,21 @@ impl Claim {
             }
         }
         view
+    }
+
+    /// What others have seen in a seat counts too: both of its copies may have been lost to writes of older
+    /// lives that landed late.
+    fn heed_peers(&mut self) {
+        for seat in 0..self.views.len() {
+            let records = self.views.iter().flat_map(|view| &view.newest);
+            let links = records.flat_map(|(record, _)| record.links.get(seat));
+            if let Some(seen) = links.map(|link| link.peer_incarnation).max() {
+                let view = &mut self.views[seat];
+                if is_later(seen, view.incarnation) {
+                    view.incarnation = seen;
+                }
+            }
+        }
     }
 
     fn kept(&self, record: &SeatRecord) -> bool {

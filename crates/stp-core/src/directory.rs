@@ -15,6 +15,9 @@ use stp_format::{
 /// The most time that one look at the directory may add to a peer's silence.
 const STEP_MAX: Duration = Duration::from_millis(1500);
 
+/// Incarnations further apart than this are not taken for lives of one seat on a peer's word.
+const LIVES_MAX: u64 = 1 << 32;
+
 /// Whether a peer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
@@ -75,6 +78,12 @@ pub(crate) struct Directory {
     /// Time during which this node could have heard its peers.
     watch: Duration,
     read_at: Option<Time>,
+}
+
+/// Whether a peer's word of an incarnation shows that it came after `than`. No seat has so many lives that it
+/// could be further away: that would be the word of a peer that is broken.
+pub(crate) fn is_later(seen: Incarnation, than: Incarnation) -> bool {
+    seen > than && seen.0 - than.0 < LIVES_MAX
 }
 
 impl Directory {
@@ -140,6 +149,13 @@ impl Directory {
                         fenced_by = fenced_by.max(Some(record.incarnation));
                     }
                     continue;
+                }
+                // What stood in the own seat may have been overwritten by this node itself, late.
+                let known = record.links.get(usize::from(self.own.0));
+                if let Some(seen) = known.map(|link| link.peer_incarnation)
+                    && is_later(seen, own)
+                {
+                    fenced_by = fenced_by.max(Some(seen));
                 }
                 if let Some(change) = self.take(index, record) {
                     changes.push((seat, change));

@@ -30,8 +30,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use stp_format::geometry::SCBS_PER_UNIT;
 use stp_format::{
-    Epoch, Place, Scb, ScbState, SeatCounters, SeatId, SeatRecord, SeatState, Seq, SystemName,
-    TableUnit, UNIT_BYTES, UnitBuf,
+    Epoch, LinkEntry, Place, Scb, ScbState, SeatCounters, SeatId, SeatRecord, SeatState, Seq,
+    SystemName, TableUnit, UNIT_BYTES, UnitBuf,
 };
 
 /// Longest that a leaving node waits for acknowledgements.
@@ -472,7 +472,26 @@ impl Node {
             counters: self.stats(),
             ports: self.listeners.keys().copied().collect(),
             ports_overflow: false,
-            links: self.links.iter().map(Link::entry).collect(),
+            links: (0..)
+                .zip(&self.links)
+                .map(|(seat, link)| self.entry(SeatId(seat), link))
+                .collect(),
+        }
+    }
+
+    /// A link as it stands in the seat record. Without one, who was seen last in that seat: a node that
+    /// overwrote its successor's records by late writes learns of it by that.
+    fn entry(&self, seat: SeatId, link: &Link) -> LinkEntry {
+        let seen = self
+            .directory
+            .peer(seat)
+            .map(|peer| peer.record.incarnation);
+        match seen.filter(|_| link.peer_incarnation == stp_format::Incarnation(0)) {
+            Some(peer_incarnation) => LinkEntry {
+                peer_incarnation,
+                ..LinkEntry::default()
+            },
+            None => link.entry(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::link::Ending;
-use stp_format::{Incarnation, LinkEntry};
+use stp_format::Incarnation;
 
 /// How long what a dead peer had published is still read.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
