@@ -446,6 +446,9 @@ impl Medium for Bomb {
     fn lock_seat(&mut self, seat: SeatId) -> io::Result<SeatLock> {
         self.inner.lock_seat(seat)
     }
+    fn unlock_seat(&mut self, seat: SeatId) {
+        self.inner.unlock_seat(seat);
+    }
     fn describe(&self) -> String {
         self.inner.describe()
     }

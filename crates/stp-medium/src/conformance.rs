@@ -392,6 +392,11 @@ fn locks_seats<M: Medium>(expect: Expect, open: &mut impl FnMut() -> M) {
         assert_eq!(lock(&mut one, 1), SeatLock::Held, "held by itself");
         assert_eq!(lock(&mut two, 1), SeatLock::Busy);
         assert_eq!(lock(&mut two, 0), SeatLock::Held, "another seat");
+        two.unlock_seat(SeatId(1));
+        assert_eq!(lock(&mut two, 1), SeatLock::Busy, "not its own to give");
+        two.unlock_seat(SeatId(0));
+        assert_eq!(lock(&mut one, 0), SeatLock::Held, "let go of");
+        assert_eq!(lock(&mut two, 0), SeatLock::Busy, "taken meanwhile");
         drop(one);
         // The kernel lets go of a ring's file a moment after the ring.
         let until = Instant::now() + PATIENCE;

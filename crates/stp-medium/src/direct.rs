@@ -201,6 +201,10 @@ impl Medium for Direct {
         lock::lock_seat(&self.file, seat)
     }
 
+    fn unlock_seat(&mut self, seat: SeatId) {
+        lock::unlock_seat(&self.file, seat);
+    }
+
     fn describe(&self) -> String {
         match &self.backend {
             Backend::Ring(_) => format!("{}, io_uring", self.name),

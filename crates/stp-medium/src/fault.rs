@@ -445,6 +445,10 @@ impl<M: Medium> Medium for Faulty<M> {
         self.inner.lock_seat(seat)
     }
 
+    fn unlock_seat(&mut self, seat: SeatId) {
+        self.inner.unlock_seat(seat);
+    }
+
     fn describe(&self) -> String {
         format!("{}, with faults", self.inner.describe())
     }

@@ -101,6 +101,9 @@ pub trait Medium: Send {
     /// hosts, so that a taker need not wait out the longest write.
     fn lock_seat(&mut self, seat: SeatId) -> std::io::Result<SeatLock>;
 
+    /// Lets go of a seat that [`Medium::lock_seat`] holds; nothing if it holds none.
+    fn unlock_seat(&mut self, seat: SeatId);
+
     /// What it is, for people: `"file, O_DIRECT, io_uring"`.
     fn describe(&self) -> String;
 }
@@ -136,6 +139,10 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
     fn lock_seat(&mut self, seat: SeatId) -> std::io::Result<SeatLock> {
         (**self).lock_seat(seat)
+    }
+
+    fn unlock_seat(&mut self, seat: SeatId) {
+        (**self).unlock_seat(seat);
     }
 
     fn describe(&self) -> String {

@@ -131,6 +131,14 @@ impl Medium for Local {
         })
     }
 
+    fn unlock_seat(&mut self, seat: SeatId) {
+        let handle = self.handle;
+        let mut contents = self.store.lock();
+        contents
+            .locks
+            .retain(|held, holder| *held != seat || *holder != handle);
+    }
+
     fn describe(&self) -> String {
         "local memory, one process".into()
     }

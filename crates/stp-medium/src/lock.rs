@@ -74,6 +74,12 @@ pub(crate) fn lock_seat(file: &File, seat: SeatId) -> io::Result<SeatLock> {
     }
 }
 
+/// Lets go of a seat, held or not.
+pub(crate) fn unlock_seat(file: &File, seat: SeatId) {
+    // What the kernel does not let go of ends with the file.
+    let _ = sys::unlock_range(file, LOCK_BASE + u64::from(seat.0), 1);
+}
+
 fn locks_are_shared(file: &File) -> io::Result<bool> {
     // `f_type` is wider on some machines; magics have 32 bits.
     let magic = rustix::fs::fstatfs(file)?.f_type as u32;

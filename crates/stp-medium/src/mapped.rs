@@ -132,6 +132,10 @@ impl Medium for Mapped {
         lock::lock_seat(&self.file, seat)
     }
 
+    fn unlock_seat(&mut self, seat: SeatId) {
+        lock::unlock_seat(&self.file, seat);
+    }
+
     fn describe(&self) -> String {
         "mapped memory, one kernel".into()
     }

@@ -31,9 +31,18 @@ impl Drop for SignalsBlocked {
 
 /// Tries to take an exclusive lock on a byte range for this open file description.
 pub(crate) fn try_lock_range(file: impl AsFd, start: u64, len: u64) -> io::Result<()> {
+    set_lock(file, libc::F_WRLCK, start, len)
+}
+
+/// Lets go of a byte range.
+pub(crate) fn unlock_range(file: impl AsFd, start: u64, len: u64) -> io::Result<()> {
+    set_lock(file, libc::F_UNLCK, start, len)
+}
+
+fn set_lock(file: impl AsFd, kind: libc::c_int, start: u64, len: u64) -> io::Result<()> {
     let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let range = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start.try_into().map_err(too_far)?,
         l_len: len.try_into().map_err(too_far)?,

@@ -184,6 +184,10 @@ impl<M: Medium> Medium for Trace<M> {
         self.inner.lock_seat(seat)
     }
 
+    fn unlock_seat(&mut self, seat: SeatId) {
+        self.inner.unlock_seat(seat);
+    }
+
     fn describe(&self) -> String {
         format!("{}, traced", self.inner.describe())
     }

@@ -1,6 +1,7 @@
 //! Attaching: a seat is claimed over the medium before a node exists.
 //!
 //! - The node's seat is locked on this host for as long as the node lives, whatever the storage can do.
+//! - What a claim tried and did not take is let go of.
 //! - A claim ends: with a seat, or with an error that names the volume and what to do.
 
 use std::time::Duration;
@@ -51,6 +52,10 @@ pub fn attach<M: Medium + ?Sized>(
         }
         while let Some(ask) = claim.poll_ask() {
             let answer = match ask {
+                // A seat that it had to pass over and tries again.
+                ClaimAsk::LockHost(seat) if locks.iter().any(|(held, _)| *held == seat) => {
+                    ClaimAnswer::Held
+                }
                 ClaimAsk::LockHost(seat) => match dir.lock_seat(seat.0) {
                     Ok(Some(lock)) => {
                         locks.push((seat, lock));
@@ -94,6 +99,10 @@ pub fn attach<M: Medium + ?Sized>(
                 let source = std::io::ErrorKind::ResourceBusy.into();
                 return Err(AttachError::RunDir { path, source });
             };
+            // Others may sit where this claim only tried.
+            for (seat, _) in &locks {
+                medium.unlock_seat(*seat);
+            }
             return Ok(Attached { claimed, lock });
         }
         let mut submitted = false;
