@@ -24,12 +24,16 @@ const PIECE_BYTES: usize = 512;
 const ERRNO_IO: i32 = 5;
 const US: u64 = 1000;
 const MS: u64 = 1_000_000;
+/// One look may count this much silence before and after the judge's own writes succeed.
+const JUDGED_MORE: u64 = 3000 * MS;
 
 /// A node's life, as the storage knows it.
 #[derive(Debug, Default)]
 pub(crate) struct Handle {
     /// Its seat, once it has one; before, it may write claims.
     pub(crate) seat: Option<SeatId>,
+    /// Since when.
+    pub(crate) seated_at: u64,
     /// Its process lives.
     pub(crate) alive: bool,
     pub(crate) done: VecDeque<Completion>,
@@ -38,7 +42,10 @@ pub(crate) struct Handle {
     pub(crate) beat_at: u64,
     /// Its record was silent for so long that peers may have given it up.
     pub(crate) gap: u64,
-    gapped_at: Option<u64>,
+    /// Silences of at least that length that are over: from when to when.
+    gaps: Vec<(u64, u64)>,
+    /// When its own writes of its record succeeded.
+    acknowledged: Vec<u64>,
     /// No transfer ends well before then.
     pub(crate) lost_until: u64,
     /// Transfers fail at once meanwhile, or hang.
@@ -49,9 +56,32 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Whether peers may have given it up since `since`.
+    fn gaps(&self, since: u64, now: u64) -> impl Iterator<Item = (u64, u64)> {
+        let present = (self.beat_at, now);
+        let gap = self.gap;
+        let over = self.gaps.iter().copied().chain([present]);
+        over.filter(move |(from, to)| *to >= since && to.saturating_sub(*from) >= gap)
+    }
+
+    /// Whether some peer may have given it up since `since`.
     pub(crate) fn gapped(&self, since: u64, now: u64) -> bool {
-        self.gapped_at.is_some_and(|at| at >= since) || now.saturating_sub(self.beat_at) >= self.gap
+        self.gaps(since, now).next().is_some()
+    }
+
+    /// Whether `judge` may have given it up since `since`: silence counts only while the judge's own writes
+    /// succeed, each of which is good for `healthy`.
+    pub(crate) fn gapped_for(&self, judge: &Self, since: u64, now: u64, healthy: u64) -> bool {
+        self.gaps(since, now).any(|(from, to)| {
+            let mut counted = 0;
+            let mut covered = from;
+            for at in &judge.acknowledged {
+                let begin = (*at).max(covered);
+                let end = (at + healthy).min(to);
+                counted += end.saturating_sub(begin);
+                covered = covered.max(end);
+            }
+            counted + JUDGED_MORE >= self.gap
+        })
     }
 }
 
@@ -71,6 +101,7 @@ enum Event {
         id: OpId,
         read: Option<(u64, UnitBuf)>,
         stale: bool,
+        beat: bool,
         fails: bool,
     },
 }
@@ -160,6 +191,13 @@ impl Disk {
         }
     }
 
+    /// Whether another life has taken the seat of this one.
+    pub(crate) fn overtaken(&self, handle: usize) -> bool {
+        let this = &self.handles[handle];
+        let later = |other: &Handle| other.seat == this.seat && other.seated_at > this.seated_at;
+        this.seat.is_some() && self.handles.iter().any(later)
+    }
+
     pub(crate) fn note(&mut self, what: u64) {
         self.trace = mix(self.trace ^ what).wrapping_add(self.now);
     }
@@ -198,7 +236,7 @@ impl Disk {
                 }
                 if beat {
                     if now.saturating_sub(this.beat_at) >= this.gap {
-                        this.gapped_at = Some(now);
+                        this.gaps.push((this.beat_at, now));
                     }
                     this.beat_at = now;
                 }
@@ -209,6 +247,7 @@ impl Disk {
                 id,
                 read,
                 stale,
+                beat,
                 fails,
             } => {
                 let this = &mut self.handles[handle];
@@ -227,6 +266,7 @@ impl Disk {
                         id,
                         read,
                         stale,
+                        beat,
                         fails,
                     };
                     self.figures.fault("transfer on a lost device");
@@ -234,6 +274,9 @@ impl Disk {
                     return None;
                 }
                 this.under_way -= 1;
+                if beat && !fails {
+                    this.acknowledged.push(at);
+                }
                 let buf = read.map(|(offset, mut buf)| {
                     if !fails {
                         self.read(handle, offset, &mut buf, stale);
@@ -339,6 +382,7 @@ impl Disk {
                     id,
                     read: Some((offset, buf)),
                     stale,
+                    beat: false,
                     fails,
                 };
                 self.schedule(end, event);
@@ -355,6 +399,7 @@ impl Disk {
                     id,
                     read: None,
                     stale: false,
+                    beat: matches!(place, Place::Seat { .. }),
                     fails,
                 };
                 self.schedule(end, event);
@@ -583,6 +628,8 @@ impl Medium for SimMedium {
     fn lock_seat(&mut self, _seat: SeatId) -> io::Result<SeatLock> {
         Ok(SeatLock::Unsupported)
     }
+
+    fn unlock_seat(&mut self, _seat: SeatId) {}
 
     fn describe(&self) -> String {
         "simulated storage".into()

@@ -130,6 +130,9 @@ impl World {
             if self.nodes[node].relisten {
                 self.listen(node);
             }
+            if self.nodes[node].spare {
+                self.end_life(node, SECOND);
+            }
             self.start_soon(node);
         }
         self.enter(Phase::Healing);
@@ -142,7 +145,8 @@ impl World {
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.say(|| format!("{phase:?}"));
+        let segments = self.disk.lock().figures.segments;
+        self.say(|| format!("{phase:?}, {segments} segments so far"));
         self.phase = phase;
         self.phase_at = self.now;
         if phase == Phase::Healing {

@@ -27,6 +27,9 @@ pub struct Options {
     pub seed: u64,
     /// Nodes of each system.
     pub nodes: Vec<usize>,
+    /// Further hosts that want seats too until the faults end; `Some` is a copy of that node's host, which
+    /// bears its name and identity and knows nothing of its locks.
+    pub spares: Vec<Option<usize>>,
     /// Seats of the volume.
     pub seats: u16,
     /// Bytes asked for the volume.
@@ -139,6 +142,9 @@ impl Options {
             .collect();
         let all: usize = nodes.iter().sum();
         let seats = (all as u64 + r.below(3)).max(2) as u16;
+        let spares: Vec<Option<usize>> = (0..r.below(4).saturating_sub(1))
+            .map(|_| r.percent(30).then(|| r.below(all as u64) as usize))
+            .collect();
         let heartbeat = [100, 250, 500, 1000][r.below(4) as usize];
         let suspect = heartbeat * r.within(3, 6);
         let dead = (suspect * r.within(2, 4)).max(3000);
@@ -159,7 +165,7 @@ impl Options {
             ring_extents: r.spread(1, 16) as u16,
             ..Limits::default()
         };
-        let rates_ppm = (0..all)
+        let rates_ppm = (0..all + spares.len())
             .map(|_| r.within(0, 40_000) as i64 - 20_000)
             .collect();
         let swarm = |r: &mut Rng, percent: u64, low: u64, high: u64| {
@@ -204,20 +210,21 @@ impl Options {
         Self {
             seed,
             nodes,
+            spares,
             seats,
             volume_bytes: r.spread(4 << 20, 32 << 20),
             locks: [Locks::Unsupported, Locks::Kept, Locks::Expiring][r.below(3) as usize],
             timings,
             limits,
             rates_ppm,
-            break_ms: r.within(5_000, 30_000),
-            streams_at_once: r.spread(2, 120) as usize,
-            streams_total: r.spread(40, 600) as usize,
+            break_ms: r.within(5_000, 60_000),
+            streams_at_once: r.spread(2, 300) as usize,
+            streams_total: r.spread(40, 3000) as usize,
             bytes_max: r.spread(100, 4 << 20),
             socket_bytes: r.spread(2 << 10, 512 << 10),
             backlog: r.spread(1, 128) as usize,
             ends,
-            transfer_us: r.spread(20, 400),
+            transfer_us: r.spread(20, 2000),
             storage,
             hosts,
         }
@@ -228,9 +235,10 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: nodes {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}",
+            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}",
             self.seed,
             self.nodes,
+            self.spares,
             self.seats,
             self.volume_bytes >> 10,
             self.locks,

@@ -80,9 +80,10 @@ impl World {
             _ => Manner::Clean,
         };
         let slow = r.percent(ends.slow) && !probe;
-        let chunk = r.spread(1, 256 << 10).max(most / 2000 + 1);
+        let send = if probe { 50_000 } else { send };
+        let chunk = r.spread(1, 256 << 10).max(send / 500 + 1);
         Program {
-            send: if probe { 50_000 } else { send },
+            send,
             write_most: chunk,
             read_most: if slow { chunk / 4 + 1 } else { 1 << 30 },
             pause: if slow { r.spread(100, 20_000) * US } else { 0 },
@@ -546,11 +547,21 @@ impl World {
         let lives = [Some(connection.client_life), connection.server_life];
         let since = connection.asked_at.saturating_sub(SECOND);
         let disk = self.disk.lock();
-        !connection.probe
-            && (connection.excuse.is_some()
-                || lives.into_iter().flatten().any(|life| {
-                    self.lives[life].ended.is_some() || disk.handles[life].gapped(since, self.now)
-                }))
+        if connection.probe {
+            return false;
+        }
+        let ended = |life: &usize| self.lives[*life].ended.is_some() || disk.overtaken(*life);
+        if connection.excuse.is_some() || lives.iter().flatten().any(ended) {
+            return true;
+        }
+        let [Some(client), Some(server)] = lives else {
+            return false;
+        };
+        let heartbeat = self.options.timings.heartbeat.as_nanos() as u64;
+        let healthy = (2 * heartbeat + 500 * MS) / 100 * 103;
+        let (client, server) = (&disk.handles[client], &disk.handles[server]);
+        client.gapped_for(server, since, self.now, healthy)
+            || server.gapped_for(client, since, self.now, healthy)
     }
 
     /// What a connection that does not end looks like.

@@ -48,6 +48,10 @@ pub(crate) enum State {
 pub(crate) struct Node {
     pub(crate) system: SystemName,
     host: [u8; 16],
+    /// Hosts that know of each other's locks.
+    locks_of: usize,
+    /// Not wanted once the faults end.
+    pub(crate) spare: bool,
     rate: Rate,
     pub(crate) state: State,
     /// Its present or last life: its handle at the storage.
@@ -154,34 +158,43 @@ impl World {
             .expect("a geometry for few seats");
         let disk = Disk::new(options.seed, geometry, options.storage, options.transfer_us)
             .expect("/dev/null can be opened");
-        let count: usize = options.nodes.iter().sum();
+        let count = options.nodes.iter().sum::<usize>() + options.spares.len();
         let sockets = Sockets::new(count, options.socket_bytes, options.backlog);
         let mut rng = Rng::new(options.seed, 3);
         let mut nodes = Vec::new();
+        let mut places: Vec<(usize, usize)> = Vec::new();
         for (system, count) in options.nodes.iter().enumerate() {
+            places.extend(std::iter::repeat_n((system, system), *count));
+        }
+        let wanted = places.len();
+        for (spare, of) in options.spares.iter().enumerate() {
+            let number = options.nodes.len() + spare;
+            places.push((of.map_or(number, |of| places[of].0), number));
+        }
+        for (node, (system, locks_of)) in places.into_iter().enumerate() {
             let name = format!("system-{system}");
-            for _ in 0..*count {
-                nodes.push(Node {
-                    system: name.parse().expect("a good name"),
-                    host: [system as u8 + 1; 16],
-                    rate: Rate {
-                        origin: 0,
-                        fast_ppm: options.rates_ppm[nodes.len()],
-                    },
-                    state: State::Off,
-                    life: usize::MAX,
-                    clock: SimClock::default(),
-                    step_at: None,
-                    frozen_until: 0,
-                    verdicts: Arc::default(),
-                    raw: rng.percent(options.ends.raw),
-                    published: false,
-                    leaving: false,
-                    disturbed_at: 0,
-                    idle_steps: 0,
-                    relisten: false,
-                });
-            }
+            nodes.push(Node {
+                system: name.parse().expect("a good name"),
+                host: [system as u8 + 1; 16],
+                locks_of,
+                spare: node >= wanted,
+                rate: Rate {
+                    origin: 0,
+                    fast_ppm: options.rates_ppm[node],
+                },
+                state: State::Off,
+                life: usize::MAX,
+                clock: SimClock::default(),
+                step_at: None,
+                frozen_until: 0,
+                verdicts: Arc::default(),
+                raw: rng.percent(options.ends.raw),
+                published: false,
+                leaving: false,
+                disturbed_at: 0,
+                idle_steps: 0,
+                relisten: false,
+            });
         }
         let mut world = Self {
             options: options.clone(),
@@ -347,7 +360,8 @@ impl World {
     // --- lives
 
     fn start(&mut self, node: usize) {
-        if !matches!(self.nodes[node].state, State::Off) {
+        let unwanted = self.nodes[node].spare && self.phase != Phase::Breaking;
+        if unwanted || !matches!(self.nodes[node].state, State::Off) {
             return;
         }
         let gap = self.gap();
@@ -534,9 +548,9 @@ impl World {
     }
 
     fn answer(&mut self, node: usize, life: usize, ask: ClaimAsk) -> ClaimAnswer {
-        let system = usize::from(self.nodes[node].host[0]);
+        let locks_of = self.nodes[node].locks_of;
         let holder = match ask {
-            ClaimAsk::LockHost(seat) => *self.host_locks.entry((system, seat.0)).or_insert(life),
+            ClaimAsk::LockHost(seat) => *self.host_locks.entry((locks_of, seat.0)).or_insert(life),
             ClaimAsk::LockMedium(_) if self.options.locks == Locks::Unsupported => {
                 return ClaimAnswer::Unsupported;
             }
@@ -569,7 +583,16 @@ impl World {
         };
         let life = self.nodes[node].life;
         self.say(|| format!("node {node}, life {life} has {claimed:?}"));
-        self.disk.lock().handles[life].seat = Some(claimed.seat);
+        {
+            let handle = &mut self.disk.lock().handles[life];
+            handle.seat = Some(claimed.seat);
+            handle.seated_at = self.now;
+        }
+        let seat = claimed.seat.0;
+        self.host_locks
+            .retain(|(_, held), holder| *holder != life || *held == seat);
+        self.medium_locks
+            .retain(|held, holder| *holder != life || *held == seat);
         let local = SimLocal {
             node,
             host: self.host.clone(),
