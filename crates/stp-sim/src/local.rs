@@ -263,6 +263,12 @@ impl LocalSide for SimLocal {
         self.host.lock().ends[socket.0].closed
     }
 
+    fn has_left_unread(&mut self, socket: &SimSocket) -> bool {
+        let sockets = self.host.lock();
+        let end = &sockets.ends[socket.0];
+        end.closed && (end.embryo || end.consumed < end.delivered)
+    }
+
     fn close(&mut self, socket: SimSocket) {
         let mut sockets = self.host.lock();
         sockets.ends[socket.0].engine_closed = true;
