@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
+use stp_format::{Geometry, Place, SeatId, SeatRecord, UNIT_BYTES, UnitBuf};
 use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
 
 use crate::figures::Figures;
@@ -38,8 +38,9 @@ pub(crate) struct Handle {
     pub(crate) alive: bool,
     pub(crate) done: VecDeque<Completion>,
     pub(crate) under_way: usize,
-    /// When its seat record last landed whole.
+    /// When a seat record newer than all before last landed whole, and its version.
     pub(crate) beat_at: u64,
+    beat_version: u64,
     /// Its record was silent for so long that peers may have given it up.
     pub(crate) gap: u64,
     /// Silences of at least that length that are over: from when to when.
@@ -234,7 +235,10 @@ impl Disk {
                         this.cache.remove(&unit);
                     }
                 }
-                if beat {
+                // The late landing of an older record is no sign of life.
+                let version = SeatRecord::peek(data.bytes()).map_or(0, |(_, version, _)| version);
+                if beat && version > this.beat_version {
+                    this.beat_version = version;
                     if now.saturating_sub(this.beat_at) >= this.gap {
                         this.gaps.push((this.beat_at, now));
                     }
