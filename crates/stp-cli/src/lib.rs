@@ -23,6 +23,7 @@ pub mod probe;
 pub mod signals;
 pub mod ss;
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -72,9 +73,13 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
 }
 
 /// Prints help and version to standard output, everything else to standard error; 2 for wrong usage. An address
-/// that is none is no wrong usage but a bad name: one line, as for every failure.
+/// with a name that is none is no wrong usage: one line, as for every failure.
 fn report_usage(error: &clap::Error) -> ExitCode {
-    if let Some(bad) = std::error::Error::source(error).filter(|bad| bad.is::<stp::AddrError>()) {
+    if let Some(bad) = error.source()
+        && bad
+            .source()
+            .is_some_and(|name| name.is::<stp_format::NameError>())
+    {
         return CliError::new(bad).report();
     }
     let printed = error.print();

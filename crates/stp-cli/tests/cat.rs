@@ -63,6 +63,8 @@ fn what_cannot_be_reached_is_one_line_and_exit_code_1() {
     for (args, part) in [
         (&["beta:9"][..], "beta:9"),
         (&["gamma:9"], "gamma"),
+        (&["no system:9"], "\"no system:9\" is no address"),
+        (&["--system", ".x", "-l", "1"], "--system"),
         (&["-w", "0.3", "-l", "7001"], "nobody connected in time"),
     ] {
         let (code, line) = run(args);

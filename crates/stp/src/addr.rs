@@ -87,7 +87,14 @@ impl fmt::Display for AddrError {
     }
 }
 
-impl std::error::Error for AddrError {}
+impl std::error::Error for AddrError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.why {
+            Why::NoPort | Why::BadPort => None,
+            Why::Group(why) | Why::System(why) => Some(why),
+        }
+    }
+}
 
 impl From<AddrError> for io::Error {
     fn from(error: AddrError) -> Self {
