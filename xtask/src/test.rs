@@ -68,7 +68,7 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
             .output()
             .is_ok_and(|out| out.status.success());
         if nextest {
-            run_nextest(&target, &filters, &environment, &mut tally)?;
+            run_nextest(&filters, &environment, &mut tally)?;
         } else {
             let mut command = repo::cargo();
             command.args([
@@ -131,12 +131,12 @@ fn report(tally: &Tally) -> bool {
 }
 
 fn run_nextest(
-    target: &Path,
     filters: &[String],
     environment: &dyn Fn(&mut Command),
     tally: &mut Tally,
 ) -> Result<(), Error> {
-    let junit = target.join("nextest/all/junit.xml");
+    // Its reports go there wherever CARGO_TARGET_DIR points.
+    let junit = repo::root().join("target/nextest/all/junit.xml");
     if junit.exists() {
         std::fs::remove_file(&junit)?;
     }

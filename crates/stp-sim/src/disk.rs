@@ -346,8 +346,8 @@ impl Disk {
         if self.handles[handle].slow_until > self.now {
             latency *= 1000;
             self.figures.fault("transfer on a slow device");
-        }
-        if self.strikes(self.faults.slow) {
+        } else if self.strikes(self.faults.slow) {
+            // Not on top of a slow device: a transfer of minutes is a lost one, and kernels give those up.
             latency *= 1000;
             self.figures.fault("slow transfer");
         }
