@@ -76,7 +76,10 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
                 "--workspace",
                 "--all-features",
                 "--no-fail-fast",
-                "--all-targets",
+                "--lib",
+                "--bins",
+                "--examples",
+                "--tests",
             ]);
             command
                 .args(["--", &format!("--test-threads={THREADS}")])

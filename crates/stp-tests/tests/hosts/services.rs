@@ -118,6 +118,16 @@ fn ssh_and_rsync_reach_another_system(kind: Kind) {
         return;
     }
     let [alpha, beta] = lab.hosts();
+    let may_log_in = "getent passwd \"$(id -u)\" | grep -Evq '/(nologin|false)$'";
+    if !alpha
+        .cmd("sh")
+        .args(["-c", may_log_in])
+        .run()
+        .status
+        .success()
+    {
+        return skip(lab.name(), "this user has no login shell");
+    }
     let port = beta.free_tcp_port();
     let key = |host: &Host, name: &str| {
         let path = host.path(name);
