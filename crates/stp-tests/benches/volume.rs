@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use stp::{EngineChoice, Group};
 use stp_format::UnitBuf;
@@ -65,7 +65,7 @@ fn bench(target: &Path) {
                 .expect("floor file");
         }
         floor_trips.push(floor_round_trips(&floor_path));
-        floor_rates.push(floor_stream(&floor_path));
+        floor_rates.push(floor_stream(&floor_path, round));
         let mut world = StpWorld::new(&volume, scratch.path(), round);
         stp_trips.push(world.round_trips());
         let (rate, cpu_s) = world.stream();
@@ -203,13 +203,12 @@ fn floor_round_trips(path: &Path) -> Vec<f64> {
     times
 }
 
-fn floor_stream(path: &Path) -> f64 {
+fn floor_stream(path: &Path, round: usize) -> f64 {
     let count = (STREAM_BYTES / SLOT_BYTES) as u64;
     let taken: Vec<_> = (0..DEPTH).map(|_| AtomicU64::new(0)).collect();
     let slot_of = |number: u64| (number % SLOTS as u64) * SLOT_BYTES as u64;
-    // Numbers of this run must not be found from the one before.
-    let base = u64::from(std::process::id()) << 32
-        | (Instant::now().elapsed().subsec_nanos() as u64) << 20;
+    // Numbers of this round must not be found from the one before, or from another run.
+    let base = u64::from(std::process::id()) << 32 | (round as u64) << 20;
     let start = Instant::now();
     std::thread::scope(|scope| {
         for lane in 0..DEPTH {
@@ -342,7 +341,6 @@ impl StpWorld {
         let cpu = cpu_seconds() - cpu + f64::from_le_bytes(answer);
         drop(stream);
         drop(self.group);
-        std::thread::sleep(Duration::ZERO);
         self.child.wait().expect("the other process ends");
         (
             STREAM_BYTES as f64 / time / 1e6,
