@@ -51,6 +51,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-medium/src/mapped.rs",
     "crates/stp-medium/src/sys.rs",
     "crates/stp-medium/src/uring.rs",
+    "crates/stp-posix/src/",
     "crates/stp-preload/src/",
     "crates/stp-tests/src/spawn.rs",
 ];
