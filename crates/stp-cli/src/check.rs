@@ -1,7 +1,7 @@
 //! `stp check`: verifies every record of a volume.
 
 use serde::Serialize;
-use stp_host::volume::{Finding, Severity, open_read_only};
+use stp_host::volume::{Finding, Severity, open, open_read_only};
 
 use crate::info::{bytes, spec_of};
 use crate::{CliError, Global, out};
@@ -9,12 +9,16 @@ use crate::{CliError, Global, out};
 /// Options of `stp check`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-It only reads, and may run while nodes are at work: what does not validate is read again before it counts.
+It may run while nodes are at work: what does not validate is read again before it counts. Without --repair it only
+reads.
 Exit code 1 if anything is damaged. A note costs nothing: a torn copy beside a good one is what a crash leaves.")]
 pub struct Args {
     /// The device or file
     #[arg(value_name = "VOL")]
     pub volume: Option<String>,
+    /// Write a damaged copy of the superblock anew from the good one, then check
+    #[arg(long)]
+    pub repair: bool,
 }
 
 #[derive(Serialize)]
@@ -22,6 +26,8 @@ struct Checked {
     volume: String,
     group: String,
     damaged: bool,
+    /// Superblock copies that were written anew.
+    repaired: Vec<u8>,
     records: u64,
     segments: u64,
     read_bytes: u64,
@@ -54,12 +60,20 @@ impl From<Finding> for Line {
 /// Runs the command.
 pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let spec = spec_of(global, args.volume.as_deref())?;
-    let mut volume = open_read_only(&spec).map_err(CliError::new)?;
+    let mut repaired = Vec::new();
+    let mut volume = if args.repair {
+        let mut volume = open(&spec).map_err(CliError::new)?;
+        repaired = volume.repair_superblocks().map_err(CliError::new)?;
+        volume
+    } else {
+        open_read_only(&spec).map_err(CliError::new)?
+    };
     let report = volume.check().map_err(CliError::new)?;
     let checked = Checked {
         volume: spec.to_string(),
         group: volume.superblock().group.to_string(),
         damaged: report.is_damaged(),
+        repaired,
         records: report.records,
         segments: report.segments,
         read_bytes: report.read_bytes,
@@ -68,6 +82,9 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     if global.json {
         out::json(&checked)?;
     } else {
+        for copy in &checked.repaired {
+            out::data(format_args!("repaired: superblock, copy {copy}\n"))?;
+        }
         for line in &checked.findings {
             let seat = line
                 .seat
@@ -89,11 +106,17 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
             .iter()
             .filter(|l| l.severity == "damage")
             .count();
-        return Err(
-            CliError::new(format_args!("volume {spec}: {count} damaged")).remedy(
-                "end its nodes, save what is needed, and make it anew with `stp format --force`",
-            ),
-        );
+        let superblocks_only = checked
+            .findings
+            .iter()
+            .filter(|l| l.severity == "damage")
+            .all(|l| l.seat.is_none());
+        let remedy = if superblocks_only && !args.repair {
+            "the other superblock copy serves: look for what wrote there, then run `stp check --repair`"
+        } else {
+            "end its nodes, save what is needed, and make it anew with `stp format --force`"
+        };
+        return Err(CliError::new(format_args!("volume {spec}: {count} damaged")).remedy(remedy));
     }
     Ok(())
 }

@@ -159,6 +159,30 @@ fn one_superblock_copy_is_enough_and_none_is_not() {
 }
 
 #[test]
+fn a_damaged_superblock_copy_is_written_anew_and_a_foreign_one_left_alone() {
+    let dir = Dir::new();
+    let superblock = dir.formatted();
+    for copy in 0..2 {
+        dir.spoil(&superblock, Place::Superblock { copy }, 100, &[0xff; 8]);
+        let mut volume = open(&dir.spec()).unwrap();
+        assert_eq!(volume.repair_superblocks().unwrap(), [copy]);
+        assert!(!volume.check().unwrap().is_damaged());
+    }
+    let other = Dir::new();
+    other.formatted();
+    let whole = std::fs::read(other.path()).unwrap();
+    let mut volume = open(&dir.spec()).unwrap();
+    dir.spoil(
+        &superblock,
+        Place::Superblock { copy: 1 },
+        0,
+        &whole[..4096],
+    );
+    assert!(volume.repair_superblocks().unwrap().is_empty());
+    assert!(volume.check().unwrap().is_damaged());
+}
+
+#[test]
 fn another_version_and_a_cut_off_file_are_named() {
     let dir = Dir::new();
     let superblock = dir.formatted();

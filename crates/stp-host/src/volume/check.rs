@@ -1,6 +1,7 @@
 //! Whether every record of a volume is what its writer meant.
 //!
-//! - Reads only. On a live volume a record can be late or torn at any moment: what does not validate is read
+//! - A check only reads; a repair writes nothing but superblock copies, which no node ever writes.
+//! - On a live volume a record can be late or torn at any moment: what does not validate is read
 //!   again, and only what stays wrong is reported.
 //! - *Damage* is what costs somebody something: a superblock copy, a seat without a valid record, a segment
 //!   that a reader still waits for. A torn copy beside a valid one is what a crash leaves: a *note*.
@@ -81,6 +82,31 @@ impl Volume {
         }
         self.check_names(&mut report)?;
         Ok(report)
+    }
+
+    /// Writes the good superblock over a damaged copy; tells which copies it wrote. A copy that is whole but of
+    /// another volume or version is left alone: which of the two is meant, only its owner knows.
+    ///
+    /// # Errors
+    ///
+    /// If the volume was opened for reading only, or the storage fails.
+    pub fn repair_superblocks(&mut self) -> Result<Vec<u8>, VolumeError> {
+        let mut written = Vec::new();
+        for copy in 0..2 {
+            let mut blocking = Blocking::new(&mut *self.medium);
+            let wrong = match read_superblock(&mut blocking, copy, self.size_bytes) {
+                Ok(Ok(_) | Err(Damage::Version(_))) => false,
+                // A sector that cannot be read is made anew by writing it.
+                Ok(Err(_)) | Err(_) => true,
+            };
+            if wrong {
+                blocking
+                    .write_durable(Place::Superblock { copy }, self.superblock.encode())
+                    .map_err(|source| self.io("writing a superblock copy", source))?;
+                written.push(copy);
+            }
+        }
+        Ok(written)
     }
 
     fn check_superblocks(&mut self, report: &mut CheckReport) -> Result<(), VolumeError> {
