@@ -8,7 +8,8 @@ usage: cargo xtask CHORE [OPTIONS]
   test [--no-install] [FILTER]...   install what the tests need (as root), run all tests, count them
   tidy                              check what a machine can check of the house rules
   needs [--install]                 list the Debian programs that the tests use, and what is missing
-  vm [--keep]                       two QEMU guests without a network card on one raw disk (on demand)
+  vm [--memory] [--keep]            two QEMU guests without a network card on one raw disk, or on shared memory
+                                    (on demand)
 ";
 
 fn main() -> ExitCode {

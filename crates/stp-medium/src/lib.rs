@@ -25,6 +25,7 @@ mod sys;
 pub mod trace;
 mod uring;
 
+pub use mapped::is_device_memory;
 pub use spec::{Access, IoChoice, Kind, OpenError, OpenOptions, SpecError, VolumeSpec, open};
 
 use std::os::fd::BorrowedFd;

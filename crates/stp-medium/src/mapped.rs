@@ -1,4 +1,5 @@
-//! The medium over memory that processes of one kernel share: a file on tmpfs or hugetlbfs, mapped.
+//! The medium over shared memory, mapped: a file on tmpfs or hugetlbfs, which processes of one kernel share, or a
+//! device's memory (a PCI resource, as ivshmem has it), which kernels share.
 //!
 //! - Operations complete within [`Medium::kick`], in order.
 //! - The map is only ever seen as atomic words, which are copied out or in: a peer's write in the middle of a
@@ -6,7 +7,7 @@
 //! - Each [`Medium::kick`] first asks whether the file still has all its pages. If not (somebody truncated it or
 //!   punched a hole), `pread` and `pwrite` serve instead, and errors are errors: access through the map could
 //!   end in `SIGBUS`. A truncation between that question and the copies behind it, a window of
-//!   microseconds, is not survived.
+//!   microseconds, is not survived. A device's memory keeps its size and cannot be read but through the map.
 //! - Nothing here outlives a loss of power, durable or not.
 #![allow(unsafe_code)]
 
@@ -29,9 +30,27 @@ use crate::{Completion, Medium, Op, OpId, SeatLock, lock};
 const DEPTH: usize = 64;
 const WORD_BYTES: usize = size_of::<u64>();
 
+/// Whose memory it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Memory {
+    /// A file's pages: they can be taken away.
+    File,
+    /// A device's: always there.
+    Device,
+}
+
+/// `f_type` of sysfs, where the memory of PCI devices can be mapped.
+pub(crate) const SYSFS: u32 = 0x6265_6572;
+
+/// Whether a file is the memory of a device: it can be mapped but not read, and its size is given.
+pub fn is_device_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type as u32 == SYSFS)
+}
+
 pub(crate) struct Mapped {
     file: Arc<File>,
     map: Map,
+    memory: Memory,
     geometry: Option<Geometry>,
     writable: Writable,
     submitted: VecDeque<(OpId, Op)>,
@@ -41,9 +60,15 @@ pub(crate) struct Mapped {
 impl Mapped {
     pub(crate) fn new(file: Arc<File>, writable: Writable) -> io::Result<Self> {
         let map = Map::new(&file, writable)?;
+        let memory = if is_device_memory(&file) {
+            Memory::Device
+        } else {
+            Memory::File
+        };
         Ok(Self {
             file,
             map,
+            memory,
             geometry: None,
             writable,
             submitted: VecDeque::new(),
@@ -100,9 +125,12 @@ impl Medium for Mapped {
         if self.submitted.is_empty() {
             return;
         }
-        let pages_whole = self.file.metadata().is_ok_and(|found| {
-            found.len() >= self.map.len as u64 && found.blocks() * 512 >= self.map.len as u64
-        });
+        let pages_whole = match self.memory {
+            Memory::Device => true,
+            Memory::File => self.file.metadata().is_ok_and(|found| {
+                found.len() >= self.map.len as u64 && found.blocks() * 512 >= self.map.len as u64
+            }),
+        };
         while let Some((id, mut op)) = self.submitted.pop_front() {
             let result = self.transfer(&mut op, pages_whole);
             let buf = match op {
@@ -137,12 +165,16 @@ impl Medium for Mapped {
     }
 
     fn describe(&self) -> String {
-        "mapped memory, one kernel".into()
+        match self.memory {
+            Memory::File => "mapped memory, one kernel",
+            Memory::Device => "mapped memory of a device, shared by kernels",
+        }
+        .into()
     }
 }
 
 /// A shared map of the whole file.
-struct Map {
+pub(crate) struct Map {
     start: NonNull<u8>,
     /// A multiple of the word.
     len: usize,
@@ -152,7 +184,7 @@ struct Map {
 unsafe impl Send for Map {}
 
 impl Map {
-    fn new(file: &File, writable: Writable) -> io::Result<Self> {
+    pub(crate) fn new(file: &File, writable: Writable) -> io::Result<Self> {
         let size = file.metadata()?.len();
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let len = len / WORD_BYTES * WORD_BYTES;
@@ -180,6 +212,17 @@ impl Map {
         };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, len })
+    }
+
+    /// As `pread`, in whole words.
+    pub(crate) fn read_at(&self, into: &mut [u8], offset: u64) -> usize {
+        let left = (self.len as u64).saturating_sub(offset) as usize;
+        let len = into.len().min(left) / WORD_BYTES * WORD_BYTES;
+        if len > 0 && offset.is_multiple_of(WORD_BYTES as u64) {
+            self.copy_out(offset as usize, &mut into[..len]);
+            return len;
+        }
+        0
     }
 
     fn holds(&self, offset: u64, len: usize) -> bool {

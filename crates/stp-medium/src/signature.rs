@@ -13,6 +13,9 @@ use rustix::fs::{Advice, SeekFrom};
 use stp_format::Geometry;
 use stp_format::superblock::SUPERBLOCK_MAGIC;
 
+use crate::mapped::{Map, is_device_memory};
+use crate::storage::Writable;
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -99,32 +102,85 @@ pub fn scan(file: &File, block: bool) -> io::Result<Vec<Found>> {
     // What another host wrote is not to be missed for an old page.
     let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
     let size = rustix::fs::seek(file, SeekFrom::End(0))?;
-    let head = read_up_to(file, 0, size.min(HEAD_BYTES as u64) as usize)?;
+    let memory = if is_device_memory(file) {
+        Some(Map::new(file, Writable::No)?)
+    } else {
+        None
+    };
+    let source = match &memory {
+        Some(map) => Source::Memory(map),
+        None => Source::File(file),
+    };
+    let head = source.read_up_to(0, size.min(HEAD_BYTES as u64) as usize)?;
     let tail_bytes = size.min(TAIL_BYTES as u64);
-    let tail = read_up_to(file, size - tail_bytes, tail_bytes as usize)?;
+    let tail = source.read_up_to(size - tail_bytes, tail_bytes as usize)?;
     let mut found = inspect(&head, &tail, size);
     if !block
         && found.is_empty()
-        && let Some(offset) = first_data(file, size)?
+        && let Some(offset) = source.first_data(size)?
     {
         found.push(Found::Data(offset));
     }
     Ok(found)
 }
 
-fn read_up_to(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; len];
-    let mut done = 0;
-    while done < len {
-        match file.read_at(&mut bytes[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+/// What is looked at.
+enum Source<'a> {
+    File(&'a File),
+    /// A device's, which can only be mapped.
+    Memory(&'a Map),
+}
+
+impl Source<'_> {
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Self::File(file) => loop {
+                match file.read_at(into, offset) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => return read,
+                }
+            },
+            Self::Memory(map) => Ok(map.read_at(into, offset)),
         }
     }
-    bytes.truncate(done);
-    Ok(bytes)
+
+    fn read_up_to(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        let mut done = 0;
+        while done < len {
+            match self.read_at(&mut bytes[done..], offset + done as u64)? {
+                0 => break,
+                read => done += read,
+            }
+        }
+        bytes.truncate(done);
+        Ok(bytes)
+    }
+
+    /// Offset of the first byte that is not zero; holes are skipped.
+    fn first_data(&self, size: u64) -> io::Result<Option<u64>> {
+        let mut buf = vec![0; 1 << 20];
+        let mut offset = 0;
+        while offset < size {
+            if let Self::File(file) = self {
+                match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+                    Ok(data) => offset = data,
+                    Err(rustix::io::Errno::NXIO) => return Ok(None),
+                    // No holes known here: everything is read.
+                    Err(_) => {}
+                }
+            }
+            let read = match self.read_at(&mut buf, offset)? {
+                0 => return Ok(None),
+                read => read,
+            };
+            if let Some(at) = buf[..read].iter().position(|byte| *byte != 0) {
+                return Ok(Some(offset + at as u64));
+            }
+            offset += read as u64;
+        }
+        Ok(None)
+    }
 }
 
 fn inspect(head: &[u8], tail: &[u8], size: u64) -> Vec<Found> {
@@ -182,31 +238,6 @@ fn has_partitions(head: &[u8]) -> bool {
     };
     let flags_are_flags = table.chunks_exact(16).all(|e| e[0] & 0x7f == 0);
     flags_are_flags && table.chunks_exact(16).any(|e| e[4] != 0)
-}
-
-/// Offset of the first byte that is not zero; holes are skipped.
-fn first_data(file: &File, size: u64) -> io::Result<Option<u64>> {
-    let mut buf = vec![0; 1 << 20];
-    let mut offset = 0;
-    while offset < size {
-        match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-            Ok(data) => offset = data,
-            Err(rustix::io::Errno::NXIO) => return Ok(None),
-            // No holes known here: everything is read.
-            Err(_) => {}
-        }
-        let read = match file.read_at(&mut buf, offset) {
-            Ok(0) => return Ok(None),
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if let Some(at) = buf[..read].iter().position(|byte| *byte != 0) {
-            return Ok(Some(offset + at as u64));
-        }
-        offset += read as u64;
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use stp_format::{UNIT_BYTES, UnitBuf};
 
 use crate::Medium;
 use crate::direct::{Backend, Direct};
-use crate::mapped::Mapped;
+use crate::mapped::{Mapped, SYSFS};
 use crate::pool::{Passing, Pool};
 use crate::storage::Writable;
 use crate::uring::Ring;
@@ -29,7 +29,7 @@ pub enum Kind {
     File,
     /// A block device.
     Block,
-    /// A file in memory (tmpfs, hugetlbfs) that processes of one kernel map.
+    /// Memory that is mapped: a file on tmpfs or hugetlbfs, or a PCI resource of sysfs.
     Mapped,
 }
 
@@ -196,8 +196,8 @@ impl VolumeSpec {
     }
 }
 
-/// `f_type` of tmpfs (devtmpfs too), ramfs and hugetlbfs.
-const MEMORY_FILE_SYSTEMS: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// `f_type` of tmpfs (devtmpfs too), ramfs, hugetlbfs and sysfs.
+const MEMORY_FILE_SYSTEMS: [u32; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, SYSFS];
 
 /// What will be done to the volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! - A guest ends with its [`Guest`].
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -15,6 +15,39 @@ use crate::repo::Error;
 
 /// Ends each answer.
 const MARK: &str = "=-=-end-of-answer";
+
+/// What the guests share.
+pub(super) enum Shared {
+    /// One raw disk.
+    Disk(PathBuf),
+    /// Memory of the host: a file of this many bytes, as the BAR of an ivshmem device.
+    Memory(PathBuf, u64),
+}
+
+impl Shared {
+    fn devices(&self) -> [String; 4] {
+        match self {
+            Self::Disk(path) => [
+                "-drive".into(),
+                format!(
+                    "file={},format=raw,if=none,id=disk,cache=none,aio=native,file.locking=off",
+                    path.display()
+                ),
+                "-device".into(),
+                "virtio-blk-pci,drive=disk,share-rw=on".into(),
+            ],
+            Self::Memory(path, bytes) => [
+                "-object".into(),
+                format!(
+                    "memory-backend-file,id=shared,share=on,mem-path={},size={bytes}",
+                    path.display()
+                ),
+                "-device".into(),
+                "ivshmem-plain,memdev=shared".into(),
+            ],
+        }
+    }
+}
 
 pub(super) struct Guest {
     name: String,
@@ -28,7 +61,7 @@ impl Guest {
     /// Starts a guest called `name` on `disk`.
     pub(super) fn boot(
         image: &Image,
-        disk: &Path,
+        shared: &Shared,
         folder: &Path,
         name: &str,
     ) -> Result<Self, Error> {
@@ -64,12 +97,7 @@ impl Guest {
             .arg(&image.kernel)
             .arg("-initrd")
             .arg(&image.initial)
-            .arg("-drive")
-            .arg(format!(
-                "file={},format=raw,if=none,id=disk,cache=none,aio=native,file.locking=off",
-                disk.display()
-            ))
-            .args(["-device", "virtio-blk-pci,drive=disk,share-rw=on"])
+            .args(shared.devices())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: two kernels, one disk. Two QEMU guests without a network card share one raw disk and nothing else.
+//! `cargo xtask vm`: two kernels, one volume. Two QEMU guests without a network card share one raw disk and nothing
+//! else, or with `--memory` a piece of the host's memory and nothing else.
 //!
 //! - Every byte that goes from guest to guest is checked; one guest dies in the middle and comes back.
 //! - Works in `target/vm`; the machine gets QEMU and a few packages (as root), nothing else is changed.
@@ -8,21 +9,24 @@ mod guest;
 mod image;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::repo::{self, Error};
-use guest::Guest;
+use guest::{Guest, Shared};
 
 /// The volume's size; as `stp format` makes it.
 const DISK_BYTES: u64 = 256 << 20;
+/// The shared memory's size; a power of two, as every BAR.
+const MEMORY_BYTES: u64 = 64 << 20;
 
 /// Runs the chore.
 ///
 /// # Errors
 /// When a step fails: which, and what the guest said.
 pub fn run(args: &[String]) -> Result<bool, Error> {
-    if let Some(unknown) = args.iter().find(|arg| *arg != "--keep") {
+    let unknown = |arg: &&String| !["--keep", "--memory"].contains(&arg.as_str());
+    if let Some(unknown) = args.iter().find(unknown) {
         return Err(format!("no option {unknown}; see cargo xtask help").into());
     }
     let folder = repo::target_directory()?.join("vm");
@@ -33,27 +37,37 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
     image::install()?;
     let image = image::build(&folder)?;
     step("packages, static programs, initial file system");
-    let disk = folder.join("disk.raw");
-    File::create(&disk)?.set_len(DISK_BYTES)?;
-    let outcome = story(&image, &disk, &folder, &step);
+    let memory = args.iter().any(|arg| arg == "--memory");
+    let (path, shared) = if memory {
+        let path = PathBuf::from("/dev/shm").join(format!("stp-vm-{}", std::process::id()));
+        (path.clone(), Shared::Memory(path, MEMORY_BYTES))
+    } else {
+        let path = folder.join("disk.raw");
+        File::create(&path)?.set_len(DISK_BYTES)?;
+        (path.clone(), Shared::Disk(path))
+    };
+    let boot = |name: &str| Guest::boot(&image, &shared, &folder, name);
+    let outcome = if memory {
+        memory_story(&boot, &step)
+    } else {
+        disk_story(&boot, &step)
+    };
     if outcome.is_ok() && !args.iter().any(|arg| arg == "--keep") {
-        std::fs::remove_file(&disk)?;
+        std::fs::remove_file(&path)?;
     }
     outcome?;
     println!(
-        "vm: every byte arrived; one guest was killed and came back; {:.0} s",
+        "vm: every byte arrived between two kernels; {:.0} s",
         start.elapsed().as_secs_f64()
     );
     Ok(true)
 }
 
-fn story(
-    image: &image::Image,
-    disk: &Path,
-    folder: &Path,
-    step: &dyn Fn(&str),
-) -> Result<(), Error> {
-    let boot = |name: &str| Guest::boot(image, disk, folder, name);
+/// Starts a guest of a name.
+type Boot<'a> = &'a dyn Fn(&str) -> Result<Guest, Error>;
+
+/// Two guests that have no network, with a new volume and an engine each.
+fn two_guests(boot: Boot<'_>, step: &dyn Fn(&str)) -> Result<(Guest, Guest), Error> {
     let mut a = boot("a")?;
     let mut b = boot("b")?;
     for guest in [&mut a, &mut b] {
@@ -64,26 +78,61 @@ fn story(
         }
     }
     step("two guests without a network are up");
-    a.ok("stp format /dev/vda --group vm")?;
+    a.ok("stp format $STP_VOLUME --group vm")?;
     a.engine()?;
     b.engine()?;
-    step("formatted, an engine in each");
+    step(&format!(
+        "formatted, an engine in each: {}",
+        a.ok("stp info $STP_VOLUME | grep -E '^(storage|size)' | tr -s ' ' | tr '\\n' ' '")?
+    ));
+    Ok((a, b))
+}
 
+/// Streams, files and round trips through memory that two kernels map.
+fn memory_story(boot: Boot<'_>, step: &dyn Fn(&str)) -> Result<(), Error> {
+    let (mut a, mut b) = two_guests(boot, step)?;
     streams(&mut a, &mut b, 1)?;
     streams(&mut b, &mut a, 2)?;
     step("20 streams both ways, called from each side, every byte checked");
+    b.start("echo", "stp-load echo 7100")?;
+    let figures = a.ok("stp-load ping b:7100 --pings 5000")?;
+    let figures = figures.lines().find(|line| line.starts_with("round"));
+    step(figures.ok_or("no figures of round trips")?);
+    copies(&mut a, &mut b, step)?;
+    a.ok("stp check $STP_VOLUME")?;
+    a.power_off()?;
+    b.power_off()
+}
 
+/// 64 MiB each way, compared.
+fn copies(a: &mut Guest, b: &mut Guest, step: &dyn Fn(&str)) -> Result<(), Error> {
     a.ok("head -c 67108864 /dev/urandom > /tmp/from-a")?;
     b.ok("mkdir -p /srv; head -c 67108864 /dev/urandom > /srv/from-b")?;
     b.start("serve", "stp serve /srv")?;
     a.until("stp ls b:")?;
-    a.ok("stp cp /tmp/from-a b:")?;
-    same(&mut a, "/tmp/from-a", &mut b, "/srv/from-a")?;
-    a.ok("stp cp b:from-b /tmp/")?;
-    same(&mut b, "/srv/from-b", &mut a, "/tmp/from-b")?;
+    let there = a.ok("stp cp /tmp/from-a b: 2>&1")?;
+    same(a, "/tmp/from-a", b, "/srv/from-a")?;
+    let back = a.ok("stp cp b:from-b /tmp/ 2>&1")?;
+    same(b, "/srv/from-b", a, "/tmp/from-b")?;
     a.ok("rm /tmp/from-*")?;
     b.ok("rm /srv/*")?;
-    step("64 MiB copied each way, equal");
+    let last = |text: &str| text.lines().last().unwrap_or_default().to_owned();
+    step(&format!(
+        "64 MiB copied each way, equal: {}; {}",
+        last(&there),
+        last(&back)
+    ));
+    Ok(())
+}
+
+/// The same through a disk; one guest dies in the middle.
+fn disk_story(boot: Boot<'_>, step: &dyn Fn(&str)) -> Result<(), Error> {
+    let (mut a, mut b) = two_guests(boot, step)?;
+    streams(&mut a, &mut b, 1)?;
+    streams(&mut b, &mut a, 2)?;
+    step("20 streams both ways, called from each side, every byte checked");
+
+    copies(&mut a, &mut b, step)?;
 
     // The guest dies as a host does: at once, with streams open and a copy on its way.
     b.start("load", "stp-load serve 7000 --streams 4 --rate 20000")?;
@@ -117,7 +166,7 @@ fn story(
     streams(&mut b, &mut a, 4)?;
     step("a copy and streams with the returned guest, equal");
 
-    a.ok("stp check /dev/vda")?;
+    a.ok("stp check $STP_VOLUME")?;
     a.power_off()?;
     b.power_off()?;
     Ok(())

@@ -126,18 +126,20 @@ impl Job<'_> {
             .map_err(|source| OpenError::of(self.spec, source, Access::ReadWrite))?;
         let bytes = rustix::fs::seek(&file, SeekFrom::End(0))
             .map_err(|errno| self.io("asking for the size", errno.into()))?;
-        let size = match (kind, self.options.size_bytes) {
-            (Kind::Block, Some(asked)) if asked > bytes => {
+        // What a device has cannot be made longer.
+        let given = kind == Kind::Block || stp_medium::is_device_memory(&file);
+        let size = match self.options.size_bytes {
+            Some(asked) if given && asked > bytes => {
                 return Err(VolumeError::DeviceTooSmall {
                     spec: self.spec.clone(),
                     found: bytes,
                     asked,
                 });
             }
-            (_, Some(asked)) => asked,
-            (Kind::Block, None) => bytes,
-            (_, None) if bytes == 0 => SIZE_BYTES_DEFAULT,
-            (_, None) => bytes,
+            Some(asked) => asked,
+            None if given => bytes,
+            None if bytes == 0 => SIZE_BYTES_DEFAULT,
+            None => bytes,
         };
         let geometry = self.plan(size)?;
         let found = signature::scan(&file, kind == Kind::Block)
@@ -159,7 +161,7 @@ impl Job<'_> {
                 found,
             });
         }
-        if kind != Kind::Block {
+        if !given {
             if bytes < geometry.size_bytes {
                 // Longer only now, never again.
                 file.set_len(geometry.size_bytes)

@@ -9,6 +9,8 @@
 //! stp-load serve PORT [--streams N] [--rate BYTES_A_SECOND] [--hold SECONDS]
 //! stp-load call SYSTEM:PORT [--streams N] [--up BYTES] [--down BYTES] [--rate BYTES_A_SECOND]
 //!          [--hold SECONDS] [--stall SECONDS] [--stalled N] [--retry SECONDS] [--key KEY]
+//! stp-load echo PORT                                one stream, every byte sent back
+//! stp-load ping SYSTEM:PORT [--pings N]             round trips of 64 bytes; prints their quantiles
 //! ```
 //!
 //! `--hold` waits after the last byte and before the end of the stream; `--stall` stops reading after the first
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use stp::{Group, Stream};
+use stp::{Group, Listener, Stream};
 use stp_tests::pattern;
 
 const MAGIC: [u8; 8] = *b"STPLOAD1";
@@ -41,12 +43,13 @@ struct Options {
     retry: u64,
     key: u64,
     hold: u64,
+    pings: u64,
 }
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (Some(role), Some(place)) = (args.first(), args.get(1)) else {
-        eprintln!("usage: stp-load serve PORT | call SYSTEM:PORT [--OPTION NUMBER]...");
+        eprintln!("usage: stp-load serve|echo PORT | call|ping SYSTEM:PORT [--OPTION NUMBER]...");
         return ExitCode::from(2);
     };
     let mut options = Options {
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         retry: 30,
         key: 1,
         hold: 0,
+        pings: 1000,
     };
     for pair in args[2..].chunks(2) {
         let Some(Ok(number)) = pair.get(1).map(|number| number.parse()) else {
@@ -75,16 +79,18 @@ fn main() -> ExitCode {
             "--retry" => options.retry = number,
             "--key" => options.key = number,
             "--hold" => options.hold = number,
+            "--pings" => options.pings = number,
             other => {
                 eprintln!("stp-load: no option {other}");
                 return ExitCode::from(2);
             }
         }
     }
-    let done = if role == "serve" {
-        serve(place, options)
-    } else {
-        call(place, options)
+    let done = match role.as_str() {
+        "serve" => serve(place, options),
+        "echo" => echo(place),
+        "ping" => ping(place, options),
+        _ => call(place, options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -101,14 +107,62 @@ fn group() -> io::Result<Group> {
     Group::from_env().map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Serves `--streams` streams (0: for ever).
-fn serve(port: &str, options: Options) -> io::Result<bool> {
+fn listen(port: &str) -> io::Result<Listener> {
     let port = port
         .parse()
         .map_err(|_| io::Error::other("PORT is no number"))?;
-    let group = group()?;
-    let listener = group.listen(port)?;
+    let listener = group()?.listen(port)?;
     say(&format!("listening {}", listener.local_addr()?));
+    Ok(listener)
+}
+
+/// Sends back what one stream brings.
+fn echo(port: &str) -> io::Result<bool> {
+    let (stream, _) = listen(port)?.accept()?;
+    let mut block = vec![0; BLOCK];
+    loop {
+        match (&stream).read(&mut block)? {
+            0 => return Ok(true),
+            n => (&stream).write_all(&block[..n])?,
+        }
+    }
+}
+
+/// Round trips, one after the other, each checked.
+fn ping(place: &str, options: Options) -> io::Result<bool> {
+    let stream = connect(&group()?, place, options)?;
+    let mut took = Vec::new();
+    // The first tenth warms up.
+    let warm = options.pings / 10;
+    for number in 0..options.pings + warm {
+        let (mut sent, mut came) = ([0; 64], [0; 64]);
+        pattern::fill(options.key, number * 64, &mut sent);
+        let start = Instant::now();
+        (&stream).write_all(&sent)?;
+        (&stream).read_exact(&mut came)?;
+        if sent != came {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("round trip {number} brought other bytes"),
+            ));
+        }
+        if number >= warm {
+            took.push(start.elapsed());
+        }
+    }
+    took.sort_unstable();
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied();
+    let (p50, p99) = (at(50).unwrap_or_default(), at(99).unwrap_or_default());
+    say(&format!(
+        "round trips={} p50={p50:?} p99={p99:?}",
+        took.len()
+    ));
+    Ok(true)
+}
+
+/// Serves `--streams` streams (0: for ever).
+fn serve(port: &str, options: Options) -> io::Result<bool> {
+    let listener = listen(port)?;
     let failed = Arc::new(AtomicU64::new(0));
     let mut threads = Vec::new();
     let mut count = 0;
