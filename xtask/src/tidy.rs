@@ -48,6 +48,8 @@ const PURE: &[&str] = &["crates/stp-format", "crates/stp-core"];
 /// Files, or folders ending in `/`, that may hold `unsafe`.
 const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-capi/src/",
+    "crates/stp-host/src/run/fd.rs",
+    "crates/stp-host/src/run/sys.rs",
     "crates/stp-medium/src/mapped.rs",
     "crates/stp-medium/src/sys.rs",
     "crates/stp-medium/src/uring.rs",

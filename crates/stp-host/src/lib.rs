@@ -4,7 +4,9 @@
 //!   [`engine::EngineHandle`].
 //! - Nothing here decides what a frame means (that is `stp-core`) or where a byte lies (`stp-format`).
 
+pub mod address;
 pub mod control;
 pub mod engine;
 pub mod rendezvous;
+pub mod run;
 pub mod volume;

@@ -1,0 +1,330 @@
+//! The program's side: one call, one connection, nothing kept.
+//!
+//! - A [`Client`] is plain data: it may be copied, forked and used from any thread, also in a signal handler.
+//! - No call allocates (but [`Client::systems`]), starts a thread or leaves a descriptor open; every descriptor is made with
+//!   close-on-exec and closed by the system call itself.
+//! - Every call ends: an engine that does not answer within [`ANSWER_WAIT`] is reported as silent.
+
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recv, recvmsg, send, socket_with,
+};
+use stp_format::SystemName;
+
+use super::fd::Fd;
+use super::wire::{
+    Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Outcome, Request, SystemEntry,
+    Text, WIRE_VERSION,
+};
+
+/// How long an engine may take for an answer, beyond what it was asked to wait.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// What a socket address holds besides the leading zero of an abstract name.
+const PATH_BYTES_MAX: usize = 107;
+
+/// Systems that are asked for at most.
+const SYSTEMS_TOTAL_MAX: usize = 4096;
+
+/// Why a call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Nobody answers: no engine runs, or this process cannot reach it.
+    NoEngine(i32),
+    /// The engine is there and says nothing.
+    Silent,
+    /// The engine speaks another version.
+    Version(u16),
+    /// The other end talks nonsense.
+    Nonsense,
+    /// The engine refused; the number is the one to report.
+    Refused {
+        /// The error number.
+        errno: i32,
+        /// For people.
+        text: Text,
+    },
+}
+
+impl Error {
+    /// The error number that a socket call reports for it.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NoEngine(_) => Errno::NETDOWN.raw_os_error(),
+            Self::Silent => Errno::TIMEDOUT.raw_os_error(),
+            Self::Version(_) | Self::Nonsense => Errno::PROTO.raw_os_error(),
+            Self::Refused { errno, .. } => *errno,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoEngine(errno) => write!(
+                f,
+                "no engine answers ({}): it has ended; `stp run` starts one anew, `stp engine` another",
+                io::Error::from_raw_os_error(*errno)
+            ),
+            Self::Silent => f.write_str("the engine does not answer: is it stopped?"),
+            Self::Version(theirs) => write!(
+                f,
+                "the engine speaks version {theirs} of the calls of `stp run`, this library version {WIRE_VERSION}: use one release of stp for both"
+            ),
+            Self::Nonsense => f.write_str("what answers is no engine of this release of stp"),
+            Self::Refused { text, .. } => f.write_str(text.as_str()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Errno> for Error {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => Self::Silent,
+            errno => Self::NoEngine(errno.raw_os_error()),
+        }
+    }
+}
+
+impl From<Malformed> for Error {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::Nonsense => Self::Nonsense,
+            Malformed::Version(theirs) => Self::Version(theirs),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Name {
+    bytes: [u8; PATH_BYTES_MAX],
+    len: u8,
+}
+
+impl Name {
+    fn new(text: &[u8]) -> Option<Self> {
+        let mut bytes = [0; PATH_BYTES_MAX];
+        bytes.get_mut(..text.len())?.copy_from_slice(text);
+        Some(Self {
+            bytes,
+            len: text.len() as u8,
+        })
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// The way to the engine.
+#[derive(Clone, Copy)]
+pub struct Client {
+    /// Works after `chroot` and `setuid`, within the network namespace.
+    name: Name,
+    /// Works in every network namespace; empty if it is too long.
+    path: Name,
+    key: Key,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = String::from_utf8_lossy(self.name.as_bytes());
+        f.debug_tuple("Client").field(&name).finish()
+    }
+}
+
+impl Client {
+    /// By what [`env::RUN_SOCKET`](super::env::RUN_SOCKET) and [`env::RUN_KEY`](super::env::RUN_KEY) hold; `None` if
+    /// that is no way to an engine.
+    pub fn new(socket: &[u8], key: &str) -> Option<Self> {
+        let comma = socket.iter().position(|b| *b == b',')?;
+        let (name, path) = (&socket[..comma], &socket[comma + 1..]);
+        Some(Self {
+            name: Name::new(name).filter(|name| name.len > 0)?,
+            path: Name::new(path).or_else(|| Name::new(b""))?,
+            key: Key::parse(key)?,
+        })
+    }
+
+    fn open(&self) -> Result<Fd, Error> {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let make = || -> Result<Fd, Error> {
+            let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
+            Ok(Fd::from(socket))
+        };
+        let socket = make()?;
+        let name = SocketAddrUnix::new_abstract_name(self.name.as_bytes())?;
+        let first = match retry(|| connect(&socket, &name)) {
+            Ok(()) => return Ok(socket),
+            Err(errno) => errno,
+        };
+        if self.path.len > 0 {
+            // A socket that failed to connect may be used again, but not every kernel has always agreed.
+            let socket = make()?;
+            let path = SocketAddrUnix::new(self.path.as_bytes())?;
+            if retry(|| connect(&socket, &path)).is_ok() {
+                return Ok(socket);
+            }
+        }
+        Err(first.into())
+    }
+
+    fn ask(&self, request: &Request, wait: Duration) -> Result<(Answer, Fd), Error> {
+        let socket = self.open()?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT + wait))?;
+        let message = request.encode(self.key);
+        retry(|| send(&socket, message.bytes(), SendFlags::NOSIGNAL))?;
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let (count, _) = retry(|| recv(&socket, &mut bytes, RecvFlags::empty()))?;
+        if count == 0 {
+            return Err(Error::NoEngine(Errno::CONNRESET.raw_os_error()));
+        }
+        match Answer::decode(&bytes[..count])? {
+            Answer::Failed { errno, text } => Err(Error::Refused { errno, text }),
+            answer => Ok((answer, socket)),
+        }
+    }
+
+    fn call(&self, request: Request) -> Result<Answer, Error> {
+        Ok(self.ask(&request, Duration::ZERO)?.0)
+    }
+
+    /// Who the engine is.
+    pub fn hello(&self) -> Result<Hello, Error> {
+        match self.call(Request::Hello)? {
+            Answer::Hello(hello) => Ok(hello),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// The systems of the group that are or were there, this one first.
+    pub fn systems(&self) -> Result<Vec<SystemEntry>, Error> {
+        let mut all = Vec::new();
+        while all.len() < SYSTEMS_TOTAL_MAX {
+            let from = all.len() as u16;
+            let Answer::Systems { entries, more } = self.call(Request::Systems { from })? else {
+                return Err(Error::Nonsense);
+            };
+            all.extend(entries.iter().flatten());
+            if !more {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Publishes the port of a socket that listens at `at`.
+    pub fn listen(&self, at: SocketAddr, v6_only: bool) -> Result<(), Error> {
+        self.done(Request::Listen { at, v6_only })
+    }
+
+    /// Takes the port of a socket back that listened at `at`. Without it the engine finds out by itself, a little later.
+    pub fn unlisten(&self, at: SocketAddr) -> Result<(), Error> {
+        self.done(Request::Unlisten { at })
+    }
+
+    /// Whether `port` of this system belongs to a listener that the kernel's TCP does not know: a program that uses the
+    /// library.
+    pub fn is_taken(&self, port: u16) -> Result<bool, Error> {
+        match self.call(Request::Taken { port })? {
+            Answer::Truth(truth) => Ok(truth),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// Announces that the socket bound to `local` is about to connect to `port` of `to`, which may be this system.
+    /// A refusal that is known within `wait` is returned at once, as [`Error::Refused`].
+    pub fn connect(
+        &self,
+        local: SocketAddr,
+        to: &SystemName,
+        port: u16,
+        wait: Duration,
+    ) -> Result<Connecting, Error> {
+        let request = Request::Connect {
+            local,
+            to: *to,
+            port,
+            wait_us: u32::try_from(wait.as_micros()).unwrap_or(u32::MAX),
+        };
+        match self.ask(&request, wait)?.0 {
+            Answer::Connecting(connecting) => Ok(connecting),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// What became of the last connection that was announced from `local`.
+    pub fn outcome(&self, local: SocketAddr) -> Result<Outcome, Error> {
+        match self.call(Request::Outcome { local })? {
+            Answer::Outcome(outcome) => Ok(outcome),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// The system and port behind `peer`, as the kernel names the peer of the socket bound to `local`. To be asked for
+    /// [reserved](crate::address::is_reserved) addresses and for `::1`; `None`: no connection of the engine.
+    pub fn whois(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<Option<(SystemName, u16)>, Error> {
+        match self.call(Request::Whois { local, peer })? {
+            Answer::Who(who) => Ok(who),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// The door's network namespace, and its user namespace if it has its own. For `stp run`, not for the preload: these
+    /// descriptors close as the standard library's do.
+    pub fn namespaces(&self) -> Result<Vec<OwnedFd>, Error> {
+        let socket = self.open()?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
+        let message = Request::Namespace.encode(self.key);
+        retry(|| send(&socket, message.bytes(), SendFlags::NOSIGNAL))?;
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = retry(|| {
+            let mut parts = [io::IoSliceMut::new(&mut bytes)];
+            recvmsg(&socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+        })?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        match Answer::decode(&bytes[..received.bytes])? {
+            Answer::Namespace => Ok(fds),
+            Answer::Failed { errno, text } => Err(Error::Refused { errno, text }),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    fn done(&self, request: Request) -> Result<(), Error> {
+        match self.call(request)? {
+            Answer::Done => Ok(()),
+            _ => Err(Error::Nonsense),
+        }
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
+    }
+}
