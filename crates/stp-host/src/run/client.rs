@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -22,9 +22,10 @@ use stp_format::SystemName;
 
 use super::fd::Fd;
 use super::wire::{
-    Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Outcome, Request, SystemEntry,
-    Text, WIRE_VERSION,
+    Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Outcome, Peer, Request,
+    SystemEntry, Text, WIRE_VERSION,
 };
+use crate::address::SystemNumber;
 
 /// How long an engine may take for an answer, beyond what it was asked to wait.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -243,19 +244,17 @@ impl Client {
         }
     }
 
-    /// Announces that the socket bound to `local` is about to connect to `port` of `to`, which may be this system.
-    /// A refusal that is known within `wait` is returned at once, as [`Error::Refused`].
+    /// Announces that the socket bound to `local` is about to connect to `to`: a system's address in either form, or
+    /// loopback for this system. A refusal that is known within `wait` is returned at once, as [`Error::Refused`].
     pub fn connect(
         &self,
         local: SocketAddr,
-        to: &SystemName,
-        port: u16,
+        to: SocketAddr,
         wait: Duration,
     ) -> Result<Connecting, Error> {
         let request = Request::Connect {
             local,
-            to: *to,
-            port,
+            to,
             wait_us: u32::try_from(wait.as_micros()).unwrap_or(u32::MAX),
         };
         match self.ask(&request, wait)?.0 {
@@ -264,7 +263,7 @@ impl Client {
         }
     }
 
-    /// What became of the last connection that was announced from `local`.
+    /// What became of the last connection that was announced from `local`. A failure is told once.
     pub fn outcome(&self, local: SocketAddr) -> Result<Outcome, Error> {
         match self.call(Request::Outcome { local })? {
             Answer::Outcome(outcome) => Ok(outcome),
@@ -274,13 +273,25 @@ impl Client {
 
     /// The system and port behind `peer`, as the kernel names the peer of the socket bound to `local`. To be asked for
     /// [reserved](crate::address::is_reserved) addresses and for `::1`; `None`: no connection of the engine.
-    pub fn whois(
-        &self,
-        local: SocketAddr,
-        peer: SocketAddr,
-    ) -> Result<Option<(SystemName, u16)>, Error> {
+    pub fn whois(&self, local: SocketAddr, peer: SocketAddr) -> Result<Option<Peer>, Error> {
         match self.call(Request::Whois { local, peer })? {
             Answer::Who(who) => Ok(who),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// The number of a system; `None`: there is no such system.
+    pub fn resolve(&self, name: &SystemName) -> Result<Option<SystemNumber>, Error> {
+        match self.call(Request::Resolve { name: *name })? {
+            Answer::Number(number) => Ok(number),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// The system that an address stands for, in either form; `None`: there is no such system.
+    pub fn name_of(&self, ip: IpAddr) -> Result<Option<SystemName>, Error> {
+        match self.call(Request::NameOf { ip })? {
+            Answer::Name(name) => Ok(name),
             _ => Err(Error::Nonsense),
         }
     }

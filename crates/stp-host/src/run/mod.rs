@@ -22,12 +22,14 @@ pub mod wire;
 
 pub use client::{Client, Error};
 pub use fd::Fd;
-pub use wire::{Connecting, Hello, Key, Outcome, SystemEntry, Text, WIRE_VERSION};
+pub use wire::{Connecting, Hello, Key, Outcome, Peer, SystemEntry, Text, WIRE_VERSION};
 
 /// What `stp run` hands down to the program, and to whatever that starts.
 pub mod env {
     /// The volume, as it was given.
     pub const VOLUME: &str = "STP_VOLUME";
+    /// The volume's identity, 32 hexadecimal digits: with it, addresses are computed.
+    pub const RUN_VOLUME_ID: &str = "STP_RUN_VOLUME_ID";
     /// The name of this system.
     pub const SYSTEM: &str = "STP_SYSTEM";
     /// The run directory.

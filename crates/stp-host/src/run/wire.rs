@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use stp_format::{SystemName, VolumeId};
 
+use crate::address::SystemNumber;
+
 /// The version of these messages. Both ends must have the same.
 pub const WIRE_VERSION: u16 = 1;
 
@@ -104,6 +106,15 @@ pub struct Hello {
     pub door_v6: Option<SocketAddr>,
 }
 
+/// The far end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its system.
+    pub system: SystemName,
+    /// The system's address in the kernel, and the port.
+    pub at: SocketAddr,
+}
+
 /// One system of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SystemEntry {
@@ -163,18 +174,16 @@ pub enum Request {
         /// Which.
         port: u16,
     },
-    /// A socket is about to connect to another system, or to this one's library listeners.
+    /// A socket is about to connect to a system, perhaps this one.
     Connect {
         /// Where it is bound, as the kernel says.
         local: SocketAddr,
-        /// To whom.
-        to: SystemName,
-        /// To which port.
-        port: u16,
+        /// A system's address in either form, or loopback for this system; and the port.
+        to: SocketAddr,
         /// How long to wait for a refusal before saying that it is under way.
         wait_us: u32,
     },
-    /// What became of a connection.
+    /// What became of a connection. A failure is told once.
     Outcome {
         /// Where its socket is bound.
         local: SocketAddr,
@@ -185,6 +194,16 @@ pub enum Request {
         local: SocketAddr,
         /// Its peer, as the kernel says.
         peer: SocketAddr,
+    },
+    /// The number of a system; a name in other case will do if it is the only one.
+    Resolve {
+        /// Its name.
+        name: SystemName,
+    },
+    /// The system that an address stands for, in either form.
+    NameOf {
+        /// The address.
+        ip: IpAddr,
     },
     /// The namespaces of the door: one descriptor for the network, and one for users if it has its own.
     Namespace,
@@ -218,7 +237,11 @@ pub enum Answer {
     /// How a connection stands.
     Outcome(Outcome),
     /// Who is there; `None`: not a connection of this engine.
-    Who(Option<(SystemName, u16)>),
+    Who(Option<Peer>),
+    /// A system's number; `None`: there is no such system.
+    Number(Option<SystemNumber>),
+    /// A system's name; `None`: there is no such system.
+    Name(Option<SystemName>),
     /// With descriptors: the network's, and perhaps the users'.
     Namespace,
 }
@@ -390,6 +413,8 @@ impl Request {
             Self::Outcome { .. } => 7,
             Self::Whois { .. } => 8,
             Self::Namespace => 9,
+            Self::Resolve { .. } => 10,
+            Self::NameOf { .. } => 11,
         });
         message.put(&key.0);
         match *self {
@@ -401,17 +426,13 @@ impl Request {
             }
             Self::Unlisten { at } => message.put_address(at),
             Self::Taken { port } => message.put_u16(port),
-            Self::Connect {
-                local,
-                to,
-                port,
-                wait_us,
-            } => {
+            Self::Connect { local, to, wait_us } => {
                 message.put_address(local);
-                message.put_text(to.as_str());
-                message.put_u16(port);
+                message.put_address(to);
                 message.put_u32(wait_us);
             }
+            Self::Resolve { name } => message.put_text(name.as_str()),
+            Self::NameOf { ip } => message.put_address(SocketAddr::new(ip, 0)),
             Self::Outcome { local } => message.put_address(local),
             Self::Whois { local, peer } => {
                 message.put_address(local);
@@ -442,8 +463,7 @@ impl Request {
             },
             6 => Self::Connect {
                 local: reader.address()?,
-                to: reader.system()?,
-                port: reader.u16()?,
+                to: reader.address()?,
                 wait_us: reader.u32()?,
             },
             7 => Self::Outcome {
@@ -454,6 +474,12 @@ impl Request {
                 peer: reader.address()?,
             },
             9 => Self::Namespace,
+            10 => Self::Resolve {
+                name: reader.system()?,
+            },
+            11 => Self::NameOf {
+                ip: reader.address()?.ip(),
+            },
             _ => return Err(Malformed::Nonsense),
         };
         reader.end((key, request))
@@ -492,6 +518,8 @@ impl Answer {
             Self::Outcome(_) => 106,
             Self::Who(_) => 107,
             Self::Namespace => 108,
+            Self::Number(_) => 109,
+            Self::Name(_) => 110,
         });
         match self {
             Self::Done | Self::Namespace => {}
@@ -538,9 +566,21 @@ impl Answer {
             }
             Self::Who(who) => {
                 message.put_u8(who.is_some().into());
-                if let Some((system, port)) = who {
-                    message.put_text(system.as_str());
-                    message.put_u16(*port);
+                if let Some(peer) = who {
+                    message.put_text(peer.system.as_str());
+                    message.put_address(peer.at);
+                }
+            }
+            Self::Number(number) => {
+                message.put_u8(number.is_some().into());
+                if let Some(number) = number {
+                    message.put_address(SocketAddr::new(number.kernel_v4().into(), 0));
+                }
+            }
+            Self::Name(name) => {
+                message.put_u8(name.is_some().into());
+                if let Some(name) = name {
+                    message.put_text(name.as_str());
                 }
             }
         }
@@ -602,10 +642,24 @@ impl Answer {
                 })
             }
             107 => Self::Who(match reader.truth()? {
-                true => Some((reader.system()?, reader.u16()?)),
+                true => Some(Peer {
+                    system: reader.system()?,
+                    at: reader.address()?,
+                }),
                 false => None,
             }),
             108 => Self::Namespace,
+            109 => Self::Number(match reader.truth()? {
+                true => {
+                    let number = SystemNumber::from_kernel(reader.address()?.ip());
+                    Some(number.ok_or(Malformed::Nonsense)?)
+                }
+                false => None,
+            }),
+            110 => Self::Name(match reader.truth()? {
+                true => Some(reader.system()?),
+                false => None,
+            }),
             _ => return Err(Malformed::Nonsense),
         };
         reader.end(answer)
@@ -643,9 +697,12 @@ mod tests {
             Request::Taken { port: 1 },
             Request::Connect {
                 local: at("127.64.1.2:40000"),
-                to: long,
-                port: 22,
+                to: at("240.64.3.4:22"),
                 wait_us: 5000,
+            },
+            Request::Resolve { name: long },
+            Request::NameOf {
+                ip: at("[100::5354:50:0:9]:0").ip(),
             },
             Request::Outcome {
                 local: at("[::1]:40000"),
@@ -690,7 +747,14 @@ mod tests {
             Answer::Outcome(Outcome::Open),
             Answer::Outcome(Outcome::Failed(110)),
             Answer::Who(None),
-            Answer::Who(Some((many[1].name, 22))),
+            Answer::Who(Some(Peer {
+                system: many[1].name,
+                at: at("127.64.0.7:22"),
+            })),
+            Answer::Number(None),
+            Answer::Number(SystemNumber::from_kernel(at("127.64.0.7:0").ip())),
+            Answer::Name(None),
+            Answer::Name(Some(many[1].name)),
             Answer::Namespace,
         ]
     }
