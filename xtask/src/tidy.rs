@@ -50,6 +50,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-capi/src/",
     "crates/stp-host/src/run/fd.rs",
     "crates/stp-host/src/run/sys.rs",
+    "crates/stp-host/src/engine/board.rs",
     "crates/stp-medium/src/mapped.rs",
     "crates/stp-medium/src/sys.rs",
     "crates/stp-medium/src/uring.rs",

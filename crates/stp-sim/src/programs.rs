@@ -185,6 +185,7 @@ impl World {
                 port: port_of(server),
                 local_port: Some(port),
                 socket: SimSocket(end),
+                skip: 0,
                 raw,
                 reply,
             },

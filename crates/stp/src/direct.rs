@@ -3,11 +3,12 @@
 //! - The connecting end is bound to a name that says who it is; the name also reserves its port, so that
 //!   two streams to one listener never have the same address.
 //! - Right after connecting it sends one byte with an event counter. Each side adds its own mark before it ends
-//!   in order. At the end of file, no mark from the other side means: it died.
+//!   in order. At the end of file, no mark from the other side means: it died. Where processes forked from it go
+//!   on with the stream, each of them must leave one.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,18 +43,24 @@ impl Side {
         }
     }
 
-    /// Whether a counter holds the other side's mark.
+    /// Whether a counter holds the other side's mark, from each of its processes.
     fn other_in(self, count: u64) -> bool {
-        match self {
-            Self::Client => count >> 32 != 0,
-            Self::Server => count as u32 != 0,
-        }
+        let half = match self {
+            Self::Client => (count >> 32) as u32,
+            Self::Server => count as u32,
+        };
+        half & 0xffff > half >> 16
+    }
+
+    /// One more process, forked from the first, must leave its mark.
+    fn hold(self) -> u64 {
+        self.mark() << 16
     }
 }
 
 /// The event counter in which both sides leave their marks.
 #[derive(Debug)]
-pub(crate) struct Marks {
+pub struct Marks {
     counter: OwnedFd,
     side: Side,
     left: AtomicBool,
@@ -73,6 +80,12 @@ impl Marks {
         if !self.left.swap(true, Ordering::AcqRel) {
             let _ = rustix::io::write(&self.counter, &self.side.mark().to_ne_bytes());
         }
+    }
+
+    /// One more process of this side must leave its mark.
+    pub(crate) fn hold(&self) {
+        let _ = rustix::io::write(&self.counter, &self.side.hold().to_ne_bytes());
+        self.left.store(false, Ordering::Release);
     }
 
     /// Whether the other side has left its mark.
@@ -121,7 +134,7 @@ pub(crate) struct Joined {
 pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> io::Result<Joined> {
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-    let local_port = take_name(dir, port, &socket)?;
+    let local_port = take_name(dir, port, None, socket.as_fd())?;
     let target = SocketPath::new(&dir.port_socket(port))?;
     let give_up = timeout.map(|timeout| Instant::now() + timeout);
     loop {
@@ -142,32 +155,47 @@ pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> 
                     ),
                 ));
             }
-            Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                return Err(io::Error::new(
-                    io::ErrorKind::ConnectionRefused,
-                    format!(
-                        "connection refused by {}:{port}: nobody listens there; start the program there, or name a port that `stp ss --all` shows",
-                        dir.system()
-                    ),
-                ));
-            }
+            Err(Errno::NOENT | Errno::CONNREFUSED) => return Err(refused(dir, port)),
             Err(e) => return Err(e.into()),
         }
     }
     if give_up.is_some() {
         set_socket_timeout(&socket, Timeout::Send, None)?;
     }
-    let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    introduce(&socket, &counter)?;
+    let marks = join(socket.as_fd())?;
     Ok(Joined {
         socket,
-        marks: Marks::new(counter, Side::Client),
+        marks,
         local_port,
     })
 }
 
-/// Binds `socket` to a free name of this system for a stream to `port`, and returns the port it stands for.
-fn take_name(dir: &SystemDir, port: u16, socket: &OwnedFd) -> io::Result<u16> {
+/// Nobody listens on `port` of this system.
+pub(crate) fn refused(dir: &SystemDir, port: u16) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        format!(
+            "connection refused by {}:{port}: nobody listens there; start the program there, or name a port that `stp ss --all` shows",
+            dir.system()
+        ),
+    )
+}
+
+/// Introduces a socket that has just been connected.
+pub(crate) fn join(socket: BorrowedFd<'_>) -> io::Result<Marks> {
+    let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    introduce(socket, &counter)?;
+    Ok(Marks::new(counter, Side::Client))
+}
+
+/// Binds `socket` to a name of this system for a stream to `port`: that of `from`, or a free one. Returns the
+/// port it stands for.
+pub(crate) fn take_name(
+    dir: &SystemDir,
+    port: u16,
+    from: Option<u16>,
+    socket: BorrowedFd<'_>,
+) -> io::Result<u16> {
     // The same for every stream to one listener: the kernel then refuses a second one from the same port.
     let place = dir.path().as_os_str().as_encoded_bytes();
     let token = place
@@ -176,10 +204,7 @@ fn take_name(dir: &SystemDir, port: u16, socket: &OwnedFd) -> io::Result<u16> {
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-    let (first, count) = (*EPHEMERAL_PORTS.start(), EPHEMERAL_PORTS.len() as u32);
-    let start = next_start();
-    for step in 0..count {
-        let local_port = first + (start.wrapping_add(step) % count) as u16;
+    let bind = |local_port: u16| -> io::Result<bool> {
         let name = PeerName {
             kind: PeerNameKind::Library,
             system: *dir.system(),
@@ -187,9 +212,28 @@ fn take_name(dir: &SystemDir, port: u16, socket: &OwnedFd) -> io::Result<u16> {
             token,
         };
         match rustix::net::bind(socket, &name.address()?) {
-            Err(Errno::ADDRINUSE) => {}
-            Err(e) => return Err(e.into()),
-            Ok(()) => return Ok(local_port),
+            Err(Errno::ADDRINUSE) => Ok(false),
+            Err(e) => Err(e.into()),
+            Ok(()) => Ok(true),
+        }
+    };
+    if let Some(from) = from {
+        return bind(from)?.then_some(from).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                format!(
+                    "a stream from {0}:{from} to {0}:{port} exists already; bind another port",
+                    dir.system()
+                ),
+            )
+        });
+    }
+    let (first, count) = (*EPHEMERAL_PORTS.start(), EPHEMERAL_PORTS.len() as u32);
+    let start = next_start();
+    for step in 0..count {
+        let local_port = first + (start.wrapping_add(step) % count) as u16;
+        if bind(local_port)? {
+            return Ok(local_port);
         }
     }
     Err(io::Error::new(
@@ -206,7 +250,7 @@ fn next_start() -> u32 {
         .wrapping_add(std::process::id().wrapping_mul(2654435761) >> 8)
 }
 
-fn introduce(socket: &OwnedFd, counter: &OwnedFd) -> io::Result<()> {
+fn introduce(socket: BorrowedFd<'_>, counter: &OwnedFd) -> io::Result<()> {
     let rights = [counter.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -226,12 +270,12 @@ fn introduce(socket: &OwnedFd, counter: &OwnedFd) -> io::Result<()> {
 }
 
 /// Takes the introduction of a connection just accepted; `None` if it is not a proper one.
-pub(crate) fn welcome(socket: &OwnedFd) -> Option<Marks> {
+pub(crate) fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
     let give_up = Instant::now() + PREAMBLE_WAIT;
     loop {
         let left = give_up.saturating_duration_since(Instant::now());
         let wait = Timespec::try_from(left).ok()?;
-        let mut watched = [PollFd::new(socket, PollFlags::IN)];
+        let mut watched = [PollFd::new(&socket, PollFlags::IN)];
         match poll(&mut watched, Some(&wait)) {
             Ok(0) => return None,
             Ok(_) => break,
@@ -318,7 +362,7 @@ mod tests {
         for leaving in [Side::Client, Side::Server] {
             let (ours, theirs) = pair(&dir, &listener);
             let client = ours.marks;
-            let server = welcome(&theirs).unwrap();
+            let server = welcome(theirs.as_fd()).unwrap();
             assert!(!client.other_left() && !server.other_left());
             let (leaver, other) = match leaving {
                 Side::Client => (&client, &server),
@@ -331,6 +375,22 @@ mod tests {
                 assert!(!leaver.other_left() && !leaver.other_left_by_reading());
             }
         }
+    }
+
+    #[test]
+    fn every_process_of_a_side_must_leave_its_mark() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let listener = listener(&dir);
+        let (ours, theirs) = pair(&dir, &listener);
+        let server = welcome(theirs.as_fd()).unwrap();
+        server.leave();
+        assert!(ours.marks.other_left());
+        server.hold();
+        assert!(!ours.marks.other_left() && !ours.marks.other_left_by_reading());
+        assert!(!server.other_left());
+        server.leave();
+        assert!(ours.marks.other_left());
     }
 
     #[test]
@@ -349,18 +409,18 @@ mod tests {
         // Gone before it said a word.
         let (ours, theirs) = bare();
         drop(ours);
-        assert!(welcome(&theirs).is_none());
+        assert!(welcome(theirs.as_fd()).is_none());
         // A byte without a counter.
         let (ours, theirs) = bare();
         rustix::io::write(&ours, b"x").unwrap();
-        assert!(welcome(&theirs).is_none());
+        assert!(welcome(theirs.as_fd()).is_none());
         // Something else than a counter, and a counter that would make us wait.
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let waits = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         for wrong in [file, waits] {
             let (ours, theirs) = bare();
-            introduce(&ours, &wrong).unwrap();
-            assert!(welcome(&theirs).is_none());
+            introduce(ours.as_fd(), &wrong).unwrap();
+            assert!(welcome(theirs.as_fd()).is_none());
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum EngineChoice {
 /// A volume opened under a system's name. Cheap to clone; clones share one engine.
 #[derive(Clone)]
 pub struct Group {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -63,7 +63,17 @@ pub struct Builder {
     system: Option<String>,
     run_dir: Option<PathBuf>,
     engine: EngineChoice,
-    dead_after: Option<Duration>,
+    tuning: Tuning,
+}
+
+/// What an engine of this process does otherwise than by default.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tuning {
+    pub(crate) dead_after: Option<Duration>,
+    pub(crate) poll_max: Option<Duration>,
+    pub(crate) poll_iops: Option<u32>,
+    pub(crate) window_max: Option<u64>,
+    pub(crate) ring_extents: Option<u16>,
 }
 
 impl Builder {
@@ -95,7 +105,34 @@ impl Builder {
     /// second at least, 60 unless told otherwise. A shared engine has its own; an engine that runs already keeps
     /// what it has.
     pub fn dead_after(mut self, silence: Duration) -> Self {
-        self.dead_after = Some(silence);
+        self.tuning.dead_after = Some(silence);
+        self
+    }
+
+    /// The longest interval between two looks of an engine of this process at the volume; 20 ms unless told
+    /// otherwise, between 0.1 ms and a second.
+    pub fn poll_interval(mut self, longest: Duration) -> Self {
+        self.tuning.poll_max = Some(longest);
+        self
+    }
+
+    /// The most looks a second of an engine of this process; 0, the default, is no bound.
+    pub fn poll_iops(mut self, most: u32) -> Self {
+        self.tuning.poll_iops = Some(most);
+        self
+    }
+
+    /// How many bytes a peer may send ahead of a slow reader, for an engine of this process; 4 MiB unless told
+    /// otherwise, 64 KiB at least.
+    pub fn window(mut self, bytes: u64) -> Self {
+        self.tuning.window_max = Some(bytes);
+        self
+    }
+
+    /// How many extents of its seat an engine of this process gives one link's ring at the most; 16 unless told
+    /// otherwise.
+    pub fn ring_extents(mut self, most: u16) -> Self {
+        self.tuning.ring_extents = Some(most);
         self
     }
 
@@ -121,7 +158,7 @@ impl Builder {
         }
         let run = RunDir::open_default(self.run_dir.as_deref())?;
         let dir = run.system(superblock.volume, &system)?;
-        let calls = node::attach(&spec, &run, &dir, self.engine, self.dead_after)?;
+        let calls = node::attach(&spec, &run, &dir, self.engine, self.tuning)?;
         Ok(Group {
             inner: Arc::new(Inner {
                 volume,
@@ -163,7 +200,7 @@ impl Group {
             system: None,
             run_dir: None,
             engine: EngineChoice::Auto,
-            dead_after: None,
+            tuning: Tuning::default(),
         }
     }
 
@@ -258,7 +295,12 @@ impl Group {
         Ok(Stream::new(ours, local, peer, fate))
     }
 
-    fn failure(&self, to: &Addr, timeout: Option<Duration>, failure: ConnectFailure) -> io::Error {
+    pub(crate) fn failure(
+        &self,
+        to: &Addr,
+        timeout: Option<Duration>,
+        failure: ConnectFailure,
+    ) -> io::Error {
         use io::ErrorKind as Kind;
         let (kind, text) = match failure {
             ConnectFailure::UnknownSystem => {

@@ -22,6 +22,8 @@
 
 mod addr;
 mod direct;
+#[doc(hidden)]
+pub mod door;
 mod error;
 mod group;
 mod listener;

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use rustix::net::{SocketAddrUnix, SocketFlags};
 use stp_host::control::StreamToken;
 use stp_host::rendezvous::{PeerName, PeerNameKind, PortSocket};
@@ -71,37 +70,11 @@ impl Listener {
     pub fn accept(&self) -> io::Result<(Stream, Addr)> {
         loop {
             let socket = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
-            if let Some((fate, peer)) = self.identify(&socket) {
+            if let Some((fate, peer)) = identify(&self.shared.group, socket.as_fd()) {
                 let stream = Stream::new(socket, self.addr(), peer.clone(), fate);
                 return Ok((stream, peer));
             }
         }
-    }
-
-    /// Who connected; `None` if it went away before it said so.
-    fn identify(&self, socket: &OwnedFd) -> Option<(Fate, Addr)> {
-        let address = match rustix::net::getpeername(socket) {
-            Ok(address) => address?,
-            Err(Errno::NOTCONN) => return None,
-            Err(_) => return None,
-        };
-        let address = SocketAddrUnix::try_from(address).ok()?;
-        let here = *self.shared.group.dir.system();
-        let Some(name) = address.abstract_name().and_then(PeerName::parse) else {
-            // A local program without the library that did not care for a name.
-            let peer = Addr::new(here, 0);
-            return Some((Fate::Raw, peer));
-        };
-        let peer = Addr::new(name.system, name.port);
-        let fate = match name.kind {
-            PeerNameKind::Engine => Fate::Engine {
-                calls: Arc::clone(&self.shared.group.calls),
-                token: StreamToken(name.token),
-            },
-            PeerNameKind::Library => Fate::Direct(direct::welcome(socket)?),
-            PeerNameKind::Raw => Fate::Raw,
-        };
-        Some((fate, peer))
     }
 
     /// The connections, one after the other, for ever.
@@ -127,6 +100,26 @@ impl Listener {
         let error = rustix::net::sockopt::socket_error(&self.socket)?;
         Ok(error.err().map(io::Error::from))
     }
+}
+
+/// Who connected to a listener of `group`; `None` if it went away before it said so.
+pub(crate) fn identify(group: &Group, socket: BorrowedFd<'_>) -> Option<(Fate, Addr)> {
+    let address = rustix::net::getpeername(socket).ok()??;
+    let address = SocketAddrUnix::try_from(address).ok()?;
+    let Some(name) = address.abstract_name().and_then(PeerName::parse) else {
+        // A local program without the library that did not care for a name.
+        return Some((Fate::Raw, Addr::new(*group.dir.system(), 0)));
+    };
+    let peer = Addr::new(name.system, name.port);
+    let fate = match name.kind {
+        PeerNameKind::Engine => Fate::Engine {
+            calls: Arc::clone(&group.calls),
+            token: StreamToken(name.token),
+        },
+        PeerNameKind::Library => Fate::Direct(direct::welcome(socket)?),
+        PeerNameKind::Raw => Fate::Raw,
+    };
+    Some((fate, peer))
 }
 
 impl AsFd for Listener {

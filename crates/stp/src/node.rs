@@ -16,10 +16,16 @@ use stp_host::rendezvous::{RunDir, SystemDir};
 use stp_medium::VolumeSpec;
 
 use crate::error::Error;
-use crate::group::EngineChoice;
+use crate::group::{EngineChoice, Tuning};
 
 /// The shortest silence after which a node may be given up.
 const DEAD_AFTER_MIN: Duration = Duration::from_secs(1);
+
+/// The longest interval between two looks that makes sense: heartbeats are a second apart.
+const POLL_MAX_MOST: Duration = Duration::from_secs(1);
+
+/// The smallest window: a segment's worth.
+const WINDOW_LEAST: u64 = 64 << 10;
 
 /// Runs `work` on a thread that ends with it.
 ///
@@ -44,7 +50,7 @@ pub(crate) fn attach(
     run: &RunDir,
     dir: &SystemDir,
     choice: EngineChoice,
-    dead_after: Option<Duration>,
+    tuning: Tuning,
 ) -> Result<Arc<dyn Calls>, Error> {
     if choice != EngineChoice::Embedded {
         let found = shared(dir).map_err(|source| failed(spec, dir, source))?;
@@ -59,7 +65,7 @@ pub(crate) fn attach(
             });
         }
     }
-    embedded(spec, run, dir, dead_after)
+    embedded(spec, run, dir, tuning)
 }
 
 fn failed(spec: &VolumeSpec, dir: &SystemDir, source: io::Error) -> Error {
@@ -97,7 +103,7 @@ fn embedded(
     spec: &VolumeSpec,
     run: &RunDir,
     dir: &SystemDir,
-    dead_after: Option<Duration>,
+    tuning: Tuning,
 ) -> Result<Arc<dyn Calls>, Error> {
     let host = run.host_id()?;
     let handle = aside(|| {
@@ -105,12 +111,27 @@ fn embedded(
         let superblock = *volume.superblock();
         let medium = volume.into_medium();
         let mut config = EngineConfig::new(medium, spec.to_string(), superblock, dir.clone(), host);
-        if let Some(silence) = dead_after {
+        if let Some(silence) = tuning.dead_after {
             // Suspicion comes well before the end, and several heartbeats before suspicion.
             let timings = &mut config.timings;
             timings.dead = silence.max(DEAD_AFTER_MIN);
             timings.suspect = timings.suspect.min(timings.dead / 2);
             timings.heartbeat = timings.heartbeat.min(timings.suspect / 4);
+        }
+        if let Some(longest) = tuning.poll_max {
+            let timings = &mut config.timings;
+            timings.poll_max = longest.clamp(timings.poll_min, POLL_MAX_MOST);
+        }
+        if let Some(most) = tuning.poll_iops {
+            config.timings.poll_iops = most;
+        }
+        if let Some(bytes) = tuning.window_max {
+            let limits = &mut config.limits;
+            limits.window_max = bytes.max(WINDOW_LEAST);
+            limits.window_start = limits.window_start.min(limits.window_max);
+        }
+        if let Some(most) = tuning.ring_extents {
+            config.limits.ring_extents = most.max(1);
         }
         start_shared(config).map_err(|error| failed(spec, dir, error.into()))
     })??;

@@ -23,16 +23,76 @@ use crate::addr::Addr;
 use crate::direct::Marks;
 
 /// How a stream's end is told.
-pub(crate) enum Fate {
+pub enum Fate {
     /// The engine knows.
     Engine {
+        /// How it is asked.
         calls: Arc<dyn Calls>,
+        /// About which stream.
         token: StreamToken,
     },
     /// The other program's mark says.
     Direct(Marks),
     /// As the socket has it.
     Raw,
+}
+
+impl Fate {
+    /// How the peer's bytes ended, now that the socket says so: `None` in order, else how it broke.
+    pub fn peer_end(&self) -> Option<String> {
+        match self {
+            Self::Engine { calls, token } => match calls.verdict(*token) {
+                Verdict::Clean => None,
+                Verdict::Reset(why) => Some(why),
+                Verdict::Open => Some("its engine closed it without a word".to_owned()),
+            },
+            Self::Direct(marks) if marks.other_left() => None,
+            Self::Direct(_) => {
+                Some("the program there ended without closing the stream".to_owned())
+            }
+            Self::Raw => None,
+        }
+    }
+
+    /// How our half of the stream broke, now that the far end of the socket is closed.
+    pub fn broken(&self) -> Option<String> {
+        match self {
+            // An engine holds its end until our half is through, unless the stream broke.
+            Self::Engine { calls, token } => Some(match calls.verdict(*token) {
+                Verdict::Reset(why) => why,
+                Verdict::Clean | Verdict::Open => {
+                    "it broke before the end of what was sent to it".to_owned()
+                }
+            }),
+            Self::Direct(_) => self.peer_end(),
+            Self::Raw => None,
+        }
+    }
+
+    /// Says that the coming end of this program's bytes is meant.
+    pub fn mark(&self) {
+        match self {
+            Self::Engine { calls, token } => calls.mark_clean(*token),
+            Self::Direct(marks) => marks.leave(),
+            Self::Raw => {}
+        }
+    }
+
+    /// One more process, forked from the one that opened it, goes on with the stream.
+    pub fn hold(&self) {
+        match self {
+            Self::Engine { calls, token } => calls.hold(*token),
+            Self::Direct(marks) => marks.hold(),
+            Self::Raw => {}
+        }
+    }
+
+    /// Breaks the stream; the socket is the caller's.
+    pub fn abort(&self) {
+        if let Self::Engine { calls, token } = self {
+            calls.abort(*token);
+        }
+    }
 }
 
 /// A stream of bytes to and from another program.
@@ -98,32 +158,13 @@ impl Shared {
 
     /// How the peer's bytes ended, now that the socket says so: `None` in order, else how it broke.
     fn peer_end(&self) -> Option<String> {
-        self.ended
-            .get_or_init(|| match &self.fate {
-                Fate::Engine { calls, token } => match calls.verdict(*token) {
-                    Verdict::Clean => None,
-                    Verdict::Reset(why) => Some(why),
-                    Verdict::Open => Some("its engine closed it without a word".to_owned()),
-                },
-                Fate::Direct(marks) if marks.other_left() => None,
-                Fate::Direct(_) => {
-                    Some("the program there ended without closing the stream".to_owned())
-                }
-                Fate::Raw => None,
-            })
-            .clone()
+        self.ended.get_or_init(|| self.fate.peer_end()).clone()
     }
 
     /// How our half of the stream broke, now that the far end of the socket is closed.
     fn broken(&self) -> Option<String> {
         match &self.fate {
-            // An engine holds its end until our half is through, unless the stream broke.
-            Fate::Engine { calls, token } => Some(match calls.verdict(*token) {
-                Verdict::Reset(why) => why,
-                Verdict::Clean | Verdict::Open => {
-                    "it broke before the end of what was sent to it".to_owned()
-                }
-            }),
+            Fate::Engine { .. } => self.fate.broken(),
             // The other program may well leave before we have finished.
             Fate::Direct(_) => self.peer_end(),
             Fate::Raw => None,

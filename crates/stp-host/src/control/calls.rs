@@ -100,6 +100,20 @@ pub struct Peer {
     pub ports: Vec<u16>,
 }
 
+/// How a stream is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// The end of the program's socket is the end of the stream, without [`Calls::mark_clean`].
+    pub raw: bool,
+    /// How long to wait; `None`: as long as the engine itself does.
+    pub timeout: Option<Duration>,
+    /// From which port; `None`: any free one.
+    pub local_port: Option<u16>,
+    /// So many bytes are in the engine's end already and are not the stream's: they keep the program's end from
+    /// being writable, and are thrown away when the stream is open.
+    pub skip: u64,
+}
+
 /// What a program asks of its engine.
 pub trait Calls: Send + Sync {
     /// Publishes `port`; connections to it are delivered to the listening Unix socket at `path`.
@@ -122,9 +136,33 @@ pub trait Calls: Send + Sync {
         timeout: Option<Duration>,
     ) -> Result<Connected, ConnectFailure>;
 
+    /// As [`Calls::connect`], with more to say.
+    fn connect_with(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+    ) -> Result<Connected, ConnectFailure> {
+        if how.local_port.is_some() || how.skip > 0 {
+            let what = "this engine opens streams from ports of its own choice only";
+            return Err(ConnectFailure::Failed(what.to_owned()));
+        }
+        self.connect(to, port, socket, how.raw, how.timeout)
+    }
+
     /// Says that the end of the program's bytes, which the engine is about to see, is meant.
     /// When it returns, the engine knows.
     fn mark_clean(&self, token: StreamToken);
+
+    /// One more process, forked from the one that opened the stream, goes on with it: the end is meant only if
+    /// each of them says so with [`Calls::mark_clean`].
+    fn hold(&self, _token: StreamToken) {}
+
+    /// Whether marks, holds and verdicts also work in a forked child.
+    fn serves_children(&self) -> bool {
+        false
+    }
 
     /// As [`Calls::mark_clean`], by the program's last handle: it will not ask about the stream again.
     fn close(&self, token: StreamToken) {

@@ -25,7 +25,7 @@ use rustix::net::{
 use stp_format::SystemName;
 use tracing::{info, warn};
 
-use super::calls::{Calls, ConnectFailure, Connected, Peer, StreamToken, Verdict};
+use super::calls::{Calls, ConnectFailure, Connected, Opening, Peer, StreamToken, Verdict};
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, arrived, send_request};
 use crate::rendezvous::{SocketPath, SystemDir};
@@ -154,6 +154,10 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
+        // A forked child's copy is the same connection: shutting it down would cut off the parent.
+        if self.inner.pid != std::process::id() {
+            return;
+        }
         if let Some(socket) = &self.inner.state().socket {
             let _ = shutdown(socket, Shutdown::Both);
         }
@@ -324,10 +328,28 @@ impl Calls for Client {
         raw: bool,
         timeout: Option<Duration>,
     ) -> Result<Connected, ConnectFailure> {
+        let how = Opening {
+            raw,
+            timeout,
+            ..Opening::default()
+        };
+        self.connect_with(to, port, socket, how)
+    }
+
+    fn connect_with(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+    ) -> Result<Connected, ConnectFailure> {
+        let timeout = how.timeout;
         let request = Request::Connect {
             to: to.to_string(),
             port,
-            raw,
+            raw: how.raw,
+            local_port: how.local_port,
+            skip: how.skip,
             timeout_us: timeout.map(|t| u64::try_from(t.as_micros()).unwrap_or(u64::MAX).max(1)),
         };
         let patience = timeout.map(|timeout| timeout.saturating_add(TIMEOUT_SLACK));
@@ -345,6 +367,10 @@ impl Calls for Client {
 
     fn mark_clean(&self, token: StreamToken) {
         let _ = self.inner.ask(&Request::MarkClean { token }, None, None);
+    }
+
+    fn hold(&self, token: StreamToken) {
+        let _ = self.inner.ask(&Request::Hold { token }, None, None);
     }
 
     fn close(&self, token: StreamToken) {

@@ -14,6 +14,6 @@ mod server;
 mod tests;
 mod wire;
 
-pub use calls::{Calls, ConnectFailure, Connected, Peer, PeerState, StreamToken, Verdict};
+pub use calls::{Calls, ConnectFailure, Connected, Opening, Peer, PeerState, StreamToken, Verdict};
 pub use client::Client;
 pub use server::Server;

@@ -26,7 +26,7 @@ use rustix::net::{
 use stp_format::SystemName;
 use tracing::{debug, warn};
 
-use super::calls::{Calls, ConnectFailure};
+use super::calls::{Calls, ConnectFailure, Opening};
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, send_answer};
 use crate::rendezvous::{FileLock, SocketPath, SystemDir};
@@ -294,15 +294,22 @@ impl Client {
                 port,
                 raw,
                 timeout_us,
+                local_port,
+                skip,
             } => {
                 let (Ok(to), Some(socket)) = (to.parse::<SystemName>(), fd) else {
                     let why = "the request to connect has no socket or no system".to_owned();
                     let answer = Answer::NotConnected(ConnectFailure::Failed(why));
                     return send_answer(&*self.socket, number, &answer);
                 };
-                let timeout = timeout_us.map(Duration::from_micros);
+                let how = Opening {
+                    raw,
+                    timeout: timeout_us.map(Duration::from_micros),
+                    local_port,
+                    skip,
+                };
                 return self.wait_for(number, move |client| {
-                    match client.shared.calls.connect(&to, port, socket, raw, timeout) {
+                    match client.shared.calls.connect_with(&to, port, socket, how) {
                         Ok(connected) => Answer::Connected(connected),
                         Err(failure) => Answer::NotConnected(failure),
                     }
@@ -310,6 +317,10 @@ impl Client {
             }
             Request::MarkClean { token } => {
                 calls.mark_clean(token);
+                Answer::Done
+            }
+            Request::Hold { token } => {
+                calls.hold(token);
                 Answer::Done
             }
             Request::Close { token } => {

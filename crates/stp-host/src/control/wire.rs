@@ -52,8 +52,13 @@ pub(super) enum Request {
         port: u16,
         raw: bool,
         timeout_us: Option<u64>,
+        local_port: Option<u16>,
+        skip: u64,
     },
     MarkClean {
+        token: StreamToken,
+    },
+    Hold {
         token: StreamToken,
     },
     Close {

@@ -74,6 +74,8 @@ pub enum Command<L: LocalSide> {
         local_port: Option<u16>,
         /// The engine's end of the program's socket.
         socket: L::Socket,
+        /// Bytes in the program's socket that are not the stream's.
+        skip: u64,
         /// It ends as TCP does: no mark is needed for a clean end.
         raw: bool,
         /// When it is open or has failed.

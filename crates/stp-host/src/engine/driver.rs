@@ -81,6 +81,8 @@ struct Stream<S> {
 struct Opening<S> {
     ticket: u64,
     socket: S,
+    /// Bytes to throw away before the stream's own.
+    skip: u64,
     raw: bool,
     reply: Reply<Result<Connected, ConnectFailure>>,
 }
@@ -233,12 +235,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 port,
                 local_port,
                 socket,
+                skip,
                 raw,
                 reply,
             } => {
                 let opening = Opening {
                     ticket,
                     socket,
+                    skip,
                     raw,
                     reply,
                 };

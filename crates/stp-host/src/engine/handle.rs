@@ -24,7 +24,7 @@ use super::local::{UnixLocal, UnixSocket};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
 use crate::control::{
-    Calls, ConnectFailure, Connected, Peer, PeerState, StreamToken, Verdict as CallVerdict,
+    Calls, ConnectFailure, Connected, Opening, Peer, PeerState, StreamToken, Verdict as CallVerdict,
 };
 use crate::rendezvous::SystemDir;
 
@@ -296,13 +296,29 @@ impl EngineHandle {
         raw: bool,
         timeout: Option<Duration>,
     ) -> Result<Connected, ConnectFailure> {
+        let how = Opening {
+            raw,
+            timeout,
+            local_port,
+            skip: 0,
+        };
+        self.connect_with(to, port, socket, how)
+    }
+
+    fn connect_and_wait(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+    ) -> Result<Connected, ConnectFailure> {
         let ticket = self.next_ticket();
         let (tell, told) = mpsc::sync_channel(1);
         let reply = Reply::new(move |answer| {
             let _ = tell.send(answer);
         });
-        self.submit_connect(ticket, local_port, to, port, socket, raw, reply)?;
-        let answer = match told.recv_timeout(timeout.unwrap_or(CONNECT_MAX)) {
+        self.submit_connect(ticket, to, port, socket, how, reply)?;
+        let answer = match told.recv_timeout(how.timeout.unwrap_or(CONNECT_MAX)) {
             Ok(answer) => answer,
             Err(_) => {
                 self.cancel(ticket);
@@ -328,7 +344,12 @@ impl EngineHandle {
         reply: Reply<Result<Connected, ConnectFailure>>,
     ) -> Result<u64, ConnectFailure> {
         let ticket = self.next_ticket();
-        self.submit_connect(ticket, local_port, to, port, socket, raw, reply)?;
+        let how = Opening {
+            raw,
+            local_port,
+            ..Opening::default()
+        };
+        self.submit_connect(ticket, to, port, socket, how, reply)?;
         Ok(ticket)
     }
 
@@ -344,10 +365,11 @@ impl EngineHandle {
 
     /// The far side's end, as the node names it.
     pub fn ending(&self, token: StreamToken) -> Ending {
+        let verdicts = &self.engine.shared.verdicts;
         if self.is_foreign() {
-            return Ending::Reset(ResetReason::EngineStopped);
+            return verdicts.in_child().ending(token);
         }
-        self.engine.shared.verdicts.ending(token)
+        verdicts.ending(token)
     }
 
     /// The library has closed this stream for good and will not ask about it again.
@@ -369,24 +391,23 @@ impl EngineHandle {
         WeakHandle(Arc::downgrade(&self.engine))
     }
 
-    #[allow(clippy::too_many_arguments, reason = "one per field of the command")]
     fn submit_connect(
         &self,
         ticket: u64,
-        local_port: Option<u16>,
         to: &SystemName,
         port: u16,
         socket: OwnedFd,
-        raw: bool,
+        how: Opening,
         reply: Reply<Result<Connected, ConnectFailure>>,
     ) -> Result<(), ConnectFailure> {
         let command = Command::Connect {
             ticket,
             to: *to,
             port,
-            local_port,
+            local_port: how.local_port,
             socket: UnixSocket::from(socket),
-            raw,
+            skip: how.skip,
+            raw: how.raw,
             reply,
         };
         Ok(self.push(command)?)
@@ -472,10 +493,36 @@ impl Calls for EngineHandle {
         self.connect_from(None, to, port, socket, raw, timeout)
     }
 
+    fn connect_with(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+    ) -> Result<Connected, ConnectFailure> {
+        self.connect_and_wait(to, port, socket, how)
+    }
+
     fn mark_clean(&self, token: StreamToken) {
-        if !self.is_foreign() {
-            self.engine.shared.verdicts.mark_clean(token);
+        let verdicts = &self.engine.shared.verdicts;
+        if self.is_foreign() {
+            verdicts.in_child().mark_clean(token);
+        } else {
+            verdicts.mark_clean(token);
         }
+    }
+
+    fn hold(&self, token: StreamToken) {
+        let verdicts = &self.engine.shared.verdicts;
+        if self.is_foreign() {
+            verdicts.in_child().hold(token);
+        } else {
+            verdicts.hold(token);
+        }
+    }
+
+    fn serves_children(&self) -> bool {
+        true
     }
 
     fn verdict(&self, token: StreamToken) -> CallVerdict {

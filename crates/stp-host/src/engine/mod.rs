@@ -7,6 +7,7 @@
 //! - An engine belongs to the process that started it: a forked child's copy of a handle only errs.
 
 mod attach;
+mod board;
 mod clock;
 mod command;
 mod driver;

@@ -127,7 +127,7 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
         label: label.clone(),
         storage: medium.describe(),
     };
-    let verdicts = Arc::new(Verdicts::default());
+    let verdicts = Arc::new(Verdicts::shared());
     let shared = Arc::new(Shared::new(info, system, seat, Arc::clone(&verdicts), kick));
     let last_token = random()?;
     let driver = Driver::new(

@@ -3,6 +3,7 @@
 //! - The mark is set before the descriptor is closed, so an engine that sees the end of a stream sees
 //!   the mark too, or the program died.
 //! - A stream that nobody knows any more counts as reset: a crash never looks like a clean end.
+//! - Where several processes hold a stream after a `fork`, each that used it must end it in order.
 //! - Ended streams are remembered, the oldest forgotten first beyond [`ENDED_MAX`].
 
 use std::collections::{HashMap, VecDeque};
@@ -10,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stp_core::ResetReason;
 
+use super::board::Board;
 use crate::control::StreamToken;
 
 /// Ended streams whose verdict can still be asked for.
@@ -26,9 +28,31 @@ pub enum Ending {
     Reset(ResetReason),
 }
 
+impl Ending {
+    /// As the board has it: 0 is open, 1 clean, above that a reason's number and one.
+    fn number(self) -> u8 {
+        match self {
+            Self::Open => 0,
+            Self::Clean => 1,
+            Self::Reset(reason) => (reason as u64).saturating_add(1) as u8,
+        }
+    }
+
+    fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Open,
+            1 => Self::Clean,
+            reason => Self::Reset(ResetReason::from_number(u64::from(reason) - 1)),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Record {
-    clean_mark: bool,
+    /// Clean ends that were announced, and processes beyond the first that must announce one; those that are
+    /// on the board are not counted here.
+    closes: u16,
+    holds: u16,
     ending: Ending,
     /// The engine's end is closed: nothing changes any more.
     ended: bool,
@@ -40,6 +64,8 @@ struct Record {
 #[derive(Debug, Default)]
 pub struct Verdicts {
     table: Mutex<Table>,
+    /// What forked children see; a simulation has none.
+    board: Option<Board>,
 }
 
 #[derive(Debug, Default)]
@@ -49,34 +75,81 @@ struct Table {
 }
 
 impl Verdicts {
+    /// One that forked children can use. Without the memory for it they cannot, which is all.
+    pub(super) fn shared() -> Self {
+        Self {
+            table: Mutex::default(),
+            board: Board::new().ok(),
+        }
+    }
+
     /// Notes a new stream: before the program can learn its token, so that no mark comes too early. What was
     /// noted already stays.
     pub(super) fn open(&self, token: StreamToken) {
         let record = Record {
-            clean_mark: false,
+            closes: 0,
+            holds: 0,
             ending: Ending::Open,
             ended: false,
             retired: false,
         };
-        self.table().records.entry(token).or_insert(record);
+        self.table().records.entry(token).or_insert_with(|| {
+            if let Some(board) = &self.board {
+                board.claim(token);
+            }
+            record
+        });
     }
 
     /// Takes a note back: the stream did not come about.
     pub(super) fn cancel(&self, token: StreamToken) {
-        self.table().records.remove(&token);
+        self.forget(&mut self.table(), token);
     }
 
-    /// The library says: the coming end of this stream is meant.
-    pub fn mark_clean(&self, token: StreamToken) {
-        if let Some(record) = self.table().records.get_mut(&token) {
-            record.clean_mark = true;
+    fn forget(&self, table: &mut Table, token: StreamToken) {
+        if table.records.remove(&token).is_some()
+            && let Some(board) = &self.board
+        {
+            board.free(token);
         }
     }
 
-    /// Whether the library has said so.
+    /// The library says: the coming end of this stream is meant, as far as one process is concerned.
+    pub fn mark_clean(&self, token: StreamToken) {
+        if let Some(record) = self.table().records.get_mut(&token) {
+            match &self.board {
+                Some(board) if board.counts(token).is_some() => board.close(token),
+                _ => record.closes = record.closes.saturating_add(1),
+            }
+        }
+    }
+
+    /// One more process goes on with the stream: its clean end is needed as well.
+    pub fn hold(&self, token: StreamToken) {
+        if let Some(record) = self.table().records.get_mut(&token) {
+            match &self.board {
+                Some(board) if board.counts(token).is_some() => board.hold(token),
+                _ => record.holds = record.holds.saturating_add(1),
+            }
+        }
+    }
+
+    /// Whether everyone who must has said that the end is meant.
     pub(super) fn is_marked(&self, token: StreamToken) -> bool {
         let table = self.table();
-        table.records.get(&token).is_some_and(|r| r.clean_mark)
+        let Some(record) = table.records.get(&token) else {
+            return false;
+        };
+        let board = self.board.as_ref();
+        let (closes, holds) = board
+            .and_then(|board| board.counts(token))
+            .unwrap_or((record.closes, record.holds));
+        closes > holds
+    }
+
+    /// The calls of a forked child, which must not wait for a lock that the other process holds.
+    pub(super) fn in_child(&self) -> InChild<'_> {
+        InChild(self.board.as_ref())
     }
 
     /// What became of the stream.
@@ -92,7 +165,7 @@ impl Verdicts {
         if let Some(record) = table.records.get_mut(&token) {
             record.retired = true;
             if record.ended {
-                table.records.remove(&token);
+                self.forget(&mut table, token);
             }
         }
     }
@@ -103,6 +176,9 @@ impl Verdicts {
             && record.ending == Ending::Open
         {
             record.ending = ending;
+            if let Some(board) = &self.board {
+                board.decide(token, ending.number());
+            }
         }
     }
 
@@ -113,7 +189,7 @@ impl Verdicts {
             return;
         };
         if record.retired {
-            table.records.remove(&token);
+            self.forget(&mut table, token);
             return;
         }
         record.ended = true;
@@ -121,16 +197,19 @@ impl Verdicts {
         // Retired streams leave their token in the queue; it is dropped here in its turn.
         while table.ended.len() > ENDED_MAX {
             if let Some(oldest) = table.ended.pop_front() {
-                table.records.remove(&oldest);
+                self.forget(&mut table, oldest);
             }
         }
     }
 
     /// The engine stops: whatever is open is broken.
     pub(super) fn end_all(&self, reason: ResetReason) {
-        for record in self.table().records.values_mut() {
+        for (token, record) in &mut self.table().records {
             if !record.ended && record.ending == Ending::Open {
                 record.ending = Ending::Reset(reason);
+                if let Some(board) = &self.board {
+                    board.decide(*token, record.ending.number());
+                }
             }
             record.ended = true;
         }
@@ -142,9 +221,70 @@ impl Verdicts {
     }
 }
 
+/// What a forked child can do about its parent's streams.
+pub(super) struct InChild<'a>(Option<&'a Board>);
+
+impl InChild<'_> {
+    /// As [`Verdicts::mark_clean`].
+    pub(super) fn mark_clean(&self, token: StreamToken) {
+        if let Some(board) = self.0 {
+            board.close(token);
+        }
+    }
+
+    /// As [`Verdicts::hold`].
+    pub(super) fn hold(&self, token: StreamToken) {
+        if let Some(board) = self.0 {
+            board.hold(token);
+        }
+    }
+
+    /// As [`Verdicts::ending`].
+    pub(super) fn ending(&self, token: StreamToken) -> Ending {
+        let known = self.0.and_then(|board| board.ending(token));
+        known.map_or(
+            Ending::Reset(ResetReason::EngineStopped),
+            Ending::from_number,
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_process_that_used_a_stream_must_end_it() {
+        for verdicts in [Verdicts::default(), Verdicts::shared()] {
+            let token = StreamToken(9);
+            verdicts.open(token);
+            verdicts.mark_clean(token);
+            assert!(verdicts.is_marked(token));
+            verdicts.hold(token);
+            assert!(!verdicts.is_marked(token));
+            verdicts.mark_clean(token);
+            assert!(verdicts.is_marked(token));
+        }
+    }
+
+    #[test]
+    fn a_child_sees_verdicts_and_leaves_marks() {
+        let verdicts = Verdicts::shared();
+        let (token, unknown) = (StreamToken(9), StreamToken(10));
+        verdicts.open(token);
+        let child = verdicts.in_child();
+        assert_eq!(child.ending(token), Ending::Open);
+        child.mark_clean(token);
+        assert!(verdicts.is_marked(token));
+        verdicts.decide(token, Ending::Reset(ResetReason::ProgramDied));
+        let died = Ending::Reset(ResetReason::ProgramDied);
+        assert_eq!((child.ending(token), verdicts.ending(token)), (died, died));
+        let stopped = Ending::Reset(ResetReason::EngineStopped);
+        assert_eq!(child.ending(unknown), stopped);
+        verdicts.end(token);
+        verdicts.retire(token);
+        assert_eq!(child.ending(token), stopped);
+    }
 
     const RESET: Ending = Ending::Reset(ResetReason::PeerDied);
 

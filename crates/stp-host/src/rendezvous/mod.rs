@@ -14,5 +14,5 @@ mod run_dir;
 
 pub use names::{PeerName, PeerNameKind};
 pub use path::SocketPath;
-pub use ports::{EPHEMERAL_PORTS, PortSocket};
+pub use ports::{EPHEMERAL_PORTS, PortFile, PortSocket, Reservation};
 pub use run_dir::{FileLock, RunDir, RunDirError, SystemDir};

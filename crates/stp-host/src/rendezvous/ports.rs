@@ -23,62 +23,26 @@ pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 32768..=60999;
 /// A listener's queue: the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// A bound port: its listening socket, and the file that goes with it.
+/// The file of a bound port, removed with this value by the process that bound it.
 #[derive(Debug)]
-pub struct PortSocket {
-    socket: OwnedFd,
+pub struct PortFile {
     dir: SystemDir,
     port: u16,
     inode: (u64, u64),
+    pid: u32,
 }
 
-impl PortSocket {
-    /// Binds `port` of `dir` and listens; 0 picks a free one.
-    /// `AddrInUse` if any process of the system holds it.
-    pub fn bind(dir: &SystemDir, port: u16) -> io::Result<Self> {
-        let _lock = dir.lock_ports()?;
-        if port != 0 {
-            return Self::bind_locked(dir, port)?.ok_or_else(|| in_use(dir, port));
-        }
-        let (first, count) = (*EPHEMERAL_PORTS.start(), EPHEMERAL_PORTS.len() as u32);
-        let start = getrandom::u32().map_err(io::Error::other)? % count;
-        for step in 0..count {
-            let port = first + ((start + step) % count) as u16;
-            if let Some(bound) = Self::bind_locked(dir, port)? {
-                return Ok(bound);
-            }
-        }
-        Err(io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!(
-                "system {}: every port of {}..={} is in use; name a port outside",
-                dir.system(),
-                EPHEMERAL_PORTS.start(),
-                EPHEMERAL_PORTS.end()
-            ),
-        ))
-    }
-
-    fn bind_locked(dir: &SystemDir, port: u16) -> io::Result<Option<Self>> {
+impl PortFile {
+    /// Under the lock, just after binding.
+    fn found(dir: &SystemDir, port: u16) -> io::Result<Self> {
         let path = dir.port_socket(port);
-        if is_held(&path)? {
-            return Ok(None);
-        }
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, e)),
-            _ => {}
-        }
-        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
-        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
-        bind(&socket, SocketPath::new(&path)?.address()).map_err(|e| named(&path, e.into()))?;
-        listen(&socket, BACKLOG)?;
         let found = fs::symlink_metadata(&path).map_err(|e| named(&path, e))?;
-        Ok(Some(Self {
-            socket,
+        Ok(Self {
             dir: dir.clone(),
             port,
             inode: (found.dev(), found.ino()),
-        }))
+            pid: std::process::id(),
+        })
     }
 
     /// The port.
@@ -92,14 +56,12 @@ impl PortSocket {
     }
 }
 
-impl AsFd for PortSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
-impl Drop for PortSocket {
+impl Drop for PortFile {
     fn drop(&mut self) {
+        // A forked child's copy is not the owner.
+        if self.pid != std::process::id() {
+            return;
+        }
         let Ok(_lock) = self.dir.lock_ports() else {
             return; // the next one that wants the port finds it stale
         };
@@ -109,6 +71,128 @@ impl Drop for PortSocket {
             let _ = fs::remove_file(&path);
         }
     }
+}
+
+/// A bound port: its listening socket, and the file that goes with it.
+#[derive(Debug)]
+pub struct PortSocket {
+    socket: OwnedFd,
+    file: PortFile,
+}
+
+impl PortSocket {
+    /// Binds `port` of `dir` and listens; 0 picks a free one.
+    /// `AddrInUse` if any process of the system holds it.
+    pub fn bind(dir: &SystemDir, port: u16) -> io::Result<Self> {
+        let (socket, file) = {
+            let _lock = dir.lock_ports()?;
+            take(dir, port)?
+        };
+        listen(&socket, BACKLOG)?;
+        Ok(Self { socket, file })
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.file.port()
+    }
+
+    /// The socket's path.
+    pub fn path(&self) -> PathBuf {
+        self.file.path()
+    }
+}
+
+impl AsFd for PortSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A port that is taken and that nobody listens on yet.
+#[derive(Debug)]
+pub struct Reservation {
+    _socket: OwnedFd,
+    file: PortFile,
+}
+
+impl Reservation {
+    /// Takes `port` of `dir`; 0 picks a free one. `AddrInUse` if any process of the system holds it.
+    pub fn take(dir: &SystemDir, port: u16) -> io::Result<Self> {
+        let _lock = dir.lock_ports()?;
+        let (socket, file) = take(dir, port)?;
+        Ok(Self {
+            _socket: socket,
+            file,
+        })
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.file.port()
+    }
+
+    /// Makes `socket`, a Unix stream socket without a name, the port's listener.
+    pub fn listen(self, socket: BorrowedFd<'_>, backlog: i32) -> io::Result<PortFile> {
+        let dir = self.file.dir.clone();
+        let _lock = dir.lock_ports()?;
+        let path = self.file.path();
+        // Bound beside the port's own name and moved there: at no moment is the port free.
+        let aside = path.with_extension("new");
+        match fs::remove_file(&aside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&aside, e)),
+            _ => {}
+        }
+        bind(socket, SocketPath::new(&aside)?.address()).map_err(|e| named(&aside, e.into()))?;
+        let moved = listen(socket, backlog)
+            .map_err(io::Error::from)
+            .and_then(|()| fs::rename(&aside, &path));
+        if let Err(error) = moved {
+            let _ = fs::remove_file(&aside);
+            return Err(named(&path, error));
+        }
+        PortFile::found(&dir, self.file.port)
+        // The reservation's own file is gone: its end finds another's there.
+    }
+}
+
+/// Binds a fresh socket to `port`, or to a free one for 0. Under the lock.
+fn take(dir: &SystemDir, port: u16) -> io::Result<(OwnedFd, PortFile)> {
+    if port != 0 {
+        return bind_locked(dir, port)?.ok_or_else(|| in_use(dir, port));
+    }
+    let (first, count) = (*EPHEMERAL_PORTS.start(), EPHEMERAL_PORTS.len() as u32);
+    let start = getrandom::u32().map_err(io::Error::other)? % count;
+    for step in 0..count {
+        let port = first + ((start + step) % count) as u16;
+        if let Some(bound) = bind_locked(dir, port)? {
+            return Ok(bound);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!(
+            "system {}: every port of {}..={} is in use; name a port outside",
+            dir.system(),
+            EPHEMERAL_PORTS.start(),
+            EPHEMERAL_PORTS.end()
+        ),
+    ))
+}
+
+fn bind_locked(dir: &SystemDir, port: u16) -> io::Result<Option<(OwnedFd, PortFile)>> {
+    let path = dir.port_socket(port);
+    if is_held(&path)? {
+        return Ok(None);
+    }
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(named(&path, e)),
+        _ => {}
+    }
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    bind(&socket, SocketPath::new(&path)?.address()).map_err(|e| named(&path, e.into()))?;
+    Ok(Some((socket, PortFile::found(dir, port)?)))
 }
 
 fn in_use(dir: &SystemDir, port: u16) -> io::Error {
@@ -173,7 +257,7 @@ mod tests {
         let again = PortSocket::bind(&dir, 7000).unwrap();
         // One that took over is not robbed by the one before it.
         let mut before = PortSocket::bind(&dir, 7001).unwrap();
-        before.port = 7000;
+        before.file.port = 7000;
         drop(before);
         assert!(dir.port_socket(7000).exists());
         drop(again);
@@ -188,6 +272,28 @@ mod tests {
         rustix::io::ioctl_fionbio(&listener, true).unwrap();
         let none = rustix::net::accept(&listener).unwrap_err();
         assert_eq!(none, Errno::WOULDBLOCK);
+    }
+
+    #[test]
+    fn a_reservation_keeps_the_port_and_hands_it_to_its_listener() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let reserved = Reservation::take(&dir, 7000).unwrap();
+        assert!(PortSocket::bind(&dir, 7000).is_err());
+        assert!(Reservation::take(&dir, 7000).is_err());
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = || socket_with(family, SocketType::STREAM, flags, None).unwrap();
+        let listener = socket();
+        let file = reserved.listen(listener.as_fd(), 5).unwrap();
+        assert!(PortSocket::bind(&dir, 7000).is_err());
+        assert_eq!(dir.ports().unwrap(), [7000]);
+        let path = SocketPath::new(&dir.port_socket(7000)).unwrap();
+        connect(socket(), path.address()).unwrap();
+        rustix::net::accept(&listener).unwrap();
+        drop((listener, file));
+        assert!(!dir.port_socket(7000).exists());
+        drop(Reservation::take(&dir, 7000).unwrap());
+        assert!(!dir.port_socket(7000).exists());
     }
 
     #[test]

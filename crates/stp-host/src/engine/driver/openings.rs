@@ -12,11 +12,13 @@ use crate::control::{ConnectFailure, Connected};
 use crate::engine::clock::Clock;
 use crate::engine::command::Reply;
 use crate::engine::error::{ListenError, connect_failure};
-use crate::engine::local::{Delivery, LocalSide};
+use crate::engine::local::{Delivery, LocalSide, Pulled};
 use crate::engine::ports::{Port, Waiting};
 
 /// Waiting openings tried in one step.
 const OPENINGS_MAX: usize = 64;
+/// Bytes skipped at once.
+const SKIP_BYTES_MAX: u64 = 64 << 10;
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     pub(super) fn connect(
@@ -48,10 +50,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.node.reset(now, id, ResetReason::Aborted);
             return;
         };
-        if let Err(error) = self.local.watch(id, &mut opening.socket) {
+        let ready = self.skip(&mut opening).and_then(|()| {
+            self.local
+                .watch(id, &mut opening.socket)
+                .map_err(|error| format!("the stream's local socket cannot be watched: {error}"))
+        });
+        if let Err(what) = ready {
             self.node.reset(now, id, ResetReason::Aborted);
             self.local.close(opening.socket);
-            let what = format!("the stream's local socket cannot be watched: {error}");
             opening.reply.send(Err(ConnectFailure::Failed(what)));
             return;
         }
@@ -59,6 +65,21 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let local_port = self.node.stream(id).map_or(0, |info| info.local_port);
         self.keep(id, token, opening.socket, opening.raw);
         opening.reply.send(Ok(Connected { token, local_port }));
+    }
+
+    /// Takes out what filled the program's socket while the stream was being opened: now it is writable.
+    fn skip(&mut self, opening: &mut Opening<L::Socket>) -> Result<(), String> {
+        let mut space = vec![0; opening.skip.min(SKIP_BYTES_MAX) as usize];
+        while opening.skip > 0 {
+            let wanted = opening.skip.min(SKIP_BYTES_MAX) as usize;
+            match self.local.recv(&mut opening.socket, &mut space[..wanted]) {
+                Pulled::Bytes(count) => opening.skip = opening.skip.saturating_sub(count as u64),
+                Pulled::Empty | Pulled::End | Pulled::Broken => {
+                    return Err("the program closed its socket while the stream was opened".into());
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn cancel(&mut self, now: Time, ticket: u64) {
