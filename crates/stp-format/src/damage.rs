@@ -18,6 +18,8 @@ pub enum Damage {
     Magic,
     /// A format version that this code does not know.
     Version(u16),
+    /// Incompatible feature bits that this code does not know.
+    Features(u32),
     /// A record of another volume.
     Volume(VolumeId),
     /// The checksum does not match: late, torn, or damaged.
@@ -41,6 +43,7 @@ impl fmt::Display for Damage {
                     "format version {found}; this program reads version {FORMAT_VERSION}"
                 )
             }
+            Self::Features(bits) => write!(f, "unknown incompatible features {bits:#x}"),
             Self::Volume(id) => write!(f, "belongs to another volume ({id})"),
             Self::Checksum => f.write_str("checksum mismatch"),
             Self::Length(found) => write!(f, "impossible length {found}"),

@@ -25,6 +25,6 @@ pub use geometry::{Geometry, GeometryError, Place, Ring};
 pub use ids::{Epoch, GroupName, Incarnation, NameError, SeatId, Seq, SystemName, VolumeId};
 pub use seat::{LinkEntry, SeatCounters, SeatRecord, SeatState, SeatTimings};
 pub use segment::{Frame, FrameBody, SegmentBuilder, SegmentInfo, StreamKey};
-pub use superblock::Superblock;
+pub use superblock::{Features, Superblock};
 pub use table::{Scb, ScbState, TableUnit};
 pub use unit::{UNIT_BYTES, UnitBuf};

@@ -57,6 +57,29 @@ record! {
     }
 }
 
+/// Feature bits: what a volume was made with. This version knows none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Unknown ones mean nothing.
+    pub compatible: u32,
+    /// Unknown ones forbid writing.
+    pub read_only: u32,
+    /// Unknown ones forbid any use.
+    pub incompatible: u32,
+}
+
+impl Features {
+    /// The read-only compatible bits that this version does not know: with any, it may look and not write.
+    pub fn unknown_read_only(&self) -> u32 {
+        self.read_only
+    }
+
+    /// The incompatible bits that this version does not know.
+    pub fn unknown_incompatible(&self) -> u32 {
+        self.incompatible
+    }
+}
+
 /// A superblock that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -68,6 +91,8 @@ pub struct Superblock {
     pub geometry: Geometry,
     /// Seconds since 1970 at format; for people only.
     pub created_unix_s: u64,
+    /// What it was made with; no unknown incompatible bit is among them.
+    pub features: Features,
 }
 
 impl Superblock {
@@ -83,6 +108,9 @@ impl Superblock {
         head.extents = geometry.extents.into();
         head.unit_bytes = (UNIT_BYTES as u32).into();
         head.size_bytes = geometry.size_bytes.into();
+        head.features_compatible = self.features.compatible.into();
+        head.features_read_only = self.features.read_only.into();
+        head.features_incompatible = self.features.incompatible.into();
         head.volume = self.volume.0;
         head.created_unix_s = self.created_unix_s.into();
         head.group = self.group.padded();
@@ -102,11 +130,13 @@ impl Superblock {
             return Err(Damage::Version(head.version.get()));
         }
         unseal(unit, &SUPERBLOCK_MAGIC)?;
-        if head.features_incompatible != 0 {
-            return Err(Damage::Field("features_incompatible"));
-        }
-        if head.features_read_only != 0 {
-            return Err(Damage::Field("features_read_only"));
+        let features = Features {
+            compatible: head.features_compatible.get(),
+            read_only: head.features_read_only.get(),
+            incompatible: head.features_incompatible.get(),
+        };
+        if features.unknown_incompatible() != 0 {
+            return Err(Damage::Features(features.unknown_incompatible()));
         }
         if head.unit_bytes != UNIT_BYTES as u32 {
             return Err(Damage::Field("unit_bytes"));
@@ -126,6 +156,7 @@ impl Superblock {
                 .validated()
                 .map_err(|_| Damage::Field("geometry"))?,
             created_unix_s: head.created_unix_s.get(),
+            features,
         })
     }
 }

@@ -19,6 +19,7 @@ fn superblock() -> Superblock {
         group: "lab".parse().unwrap(),
         geometry: geometry(),
         created_unix_s: 1_700_000_000,
+        features: Features::default(),
     }
 }
 
@@ -198,6 +199,34 @@ fn every_record_survives_its_round_trip() {
             offset: 0,
             bytes: b"pulls"
         }
+    );
+}
+
+/// Compatible and read-only compatible bits are kept for the caller to judge; an incompatible one is refused
+/// before anything behind it is believed.
+#[test]
+fn feature_bits_mean_what_the_format_says() {
+    let with = |features| Superblock {
+        features,
+        ..superblock()
+    };
+    let tolerated = with(Features {
+        compatible: 0x8000_0001,
+        read_only: 6,
+        incompatible: 0,
+    });
+    assert_eq!(
+        Superblock::decode(tolerated.encode().bytes()),
+        Ok(tolerated)
+    );
+    assert_eq!(tolerated.features.unknown_read_only(), 6);
+    let refused = with(Features {
+        incompatible: 0x10,
+        ..Features::default()
+    });
+    assert_eq!(
+        Superblock::decode(refused.encode().bytes()),
+        Err(Damage::Features(0x10))
     );
 }
 

@@ -63,7 +63,13 @@ fn open_with(spec: &VolumeSpec, access: Access) -> Result<Volume, VolumeError> {
         io: IoChoice::from_env(),
     };
     let medium = stp_medium::open(spec, &options)?;
-    from_medium(spec, medium)
+    let volume = from_medium(spec, medium)?;
+    let bits = volume.superblock.features.unknown_read_only();
+    if access == Access::ReadWrite && bits != 0 {
+        let spec = spec.clone();
+        return Err(VolumeError::ReadOnlyFeatures { spec, bits });
+    }
+    Ok(volume)
 }
 
 /// A volume on a medium that is open already. `spec` is its name in messages.

@@ -7,6 +7,7 @@
 //! - Time limits are hang guards: generous, and nothing is concluded from a duration.
 //! - What cannot be tested on a machine is reported by [`skip`], which counts and names it.
 
+pub mod golden;
 mod host;
 pub mod pattern;
 mod skip;
@@ -55,8 +56,21 @@ impl Lab {
     /// machine has no such volume.
     #[must_use]
     pub fn with(name: &str, kind: Kind, systems: &[&str], net: Net) -> Option<Self> {
+        Self::formatted(name, kind, 256 << 20, &[], systems, net)
+    }
+
+    /// The same, with a volume of `bytes` bytes and further options of `stp format`.
+    #[must_use]
+    pub fn formatted(
+        name: &str,
+        kind: Kind,
+        bytes: u64,
+        options: &[&str],
+        systems: &[&str],
+        net: Net,
+    ) -> Option<Self> {
         let mut lab = Self::new(&format!("{name} on {kind:?}"));
-        match Volume::make(kind, lab.folder.path(), 256 << 20) {
+        match Volume::make(kind, lab.folder.path(), bytes) {
             Ok(volume) => lab.volume = Some(volume),
             Err(reason) => {
                 skip(&lab.name, &reason);
@@ -70,6 +84,7 @@ impl Lab {
             .stp(["format"])
             .arg(lab.volume().path(0))
             .args(["--group", "lab"])
+            .args(options)
             .ok();
         Some(lab)
     }
@@ -97,14 +112,18 @@ impl Lab {
 
     /// Adds a system; its view of the volume is the one of its number.
     pub fn host(&mut self, system: &str, net: Net) -> usize {
-        let index = self.hosts.len();
         let view = self.volume.as_ref().map_or_else(
             || PathBuf::from("/nonexistent"),
-            |volume| volume.path(index),
+            |volume| volume.path(self.hosts.len()),
         );
-        self.hosts
-            .push(Host::new(self.folder.path(), system, &view, net));
-        index
+        self.host_on(system, &view, net)
+    }
+
+    /// Adds a system on a volume that the lab did not make.
+    pub fn host_on(&mut self, system: &str, volume: &Path, net: Net) -> usize {
+        let host = Host::new(self.folder.path(), system, volume, net);
+        self.hosts.push(host);
+        self.hosts.len() - 1
     }
 
     /// The systems, by position.

@@ -28,6 +28,15 @@ pub enum VolumeError {
     Features {
         /// Which volume.
         spec: VolumeSpec,
+        /// The unknown incompatible bits.
+        bits: u32,
+    },
+    /// Made with features that this version may look at and not write with.
+    ReadOnlyFeatures {
+        /// Which volume.
+        spec: VolumeSpec,
+        /// The unknown read-only compatible bits.
+        bits: u32,
     },
     /// Neither copy of the superblock is whole.
     Damaged {
@@ -129,18 +138,16 @@ impl VolumeError {
             Damage::Version(found) => Some(*found),
             _ => None,
         });
-        let features = copies.iter().any(|damage| {
-            matches!(
-                damage,
-                Damage::Field("features_incompatible" | "features_read_only")
-            )
+        let features = copies.iter().find_map(|damage| match damage {
+            Damage::Features(bits) => Some(*bits),
+            _ => None,
         });
         let foreign =
             |damage: &Damage| matches!(damage, Damage::Blank | Damage::Magic | Damage::Length(_));
         if let Some(found) = version {
             Self::Version { spec, found }
-        } else if features {
-            Self::Features { spec }
+        } else if let Some(bits) = features {
+            Self::Features { spec, bits }
         } else if copies.iter().all(foreign) {
             Self::NoGroup { spec }
         } else {
@@ -154,7 +161,8 @@ impl VolumeError {
             Self::Open(error) => error.spec(),
             Self::NoGroup { spec }
             | Self::Version { spec, .. }
-            | Self::Features { spec }
+            | Self::Features { spec, .. }
+            | Self::ReadOnlyFeatures { spec, .. }
             | Self::Damaged { spec, .. }
             | Self::CopiesDiffer { spec, .. }
             | Self::TooShort { spec, .. }
@@ -185,18 +193,27 @@ impl fmt::Display for VolumeError {
         write!(f, "volume {}: ", self.spec())?;
         match self {
             Self::Open(_) => Ok(()),
-            Self::NoGroup { .. } => f.write_str(
-                "holds no STP group: check the path, or make a group with `stp format`",
-            ),
+            Self::NoGroup { .. } => {
+                f.write_str("holds no STP group: check the path, or make a group with `stp format`")
+            }
             Self::Version { found, .. } => write!(
                 f,
                 "has format version {found}, this program reads version {}: use the version of stp that made it",
                 stp_format::FORMAT_VERSION
             ),
-            Self::Features { .. } => f.write_str(
-                "uses features that this version of stp does not know: use the version that made it",
+            Self::Features { bits, .. } => write!(
+                f,
+                "uses features that this version of stp does not know (incompatible bits {bits:#x}): \
+                 use the version that made it, or a newer one"
             ),
-            Self::Damaged { copies: [one, two], .. } => write!(
+            Self::ReadOnlyFeatures { bits, .. } => write!(
+                f,
+                "has features that this version of stp cannot write with (read-only compatible bits {bits:#x}): \
+                 `stp info`, `stp check` and `stp ss --all` work; to take part, use the version that made it, or a newer one"
+            ),
+            Self::Damaged {
+                copies: [one, two], ..
+            } => write!(
                 f,
                 "both copies of the superblock are damaged (first: {one}; second: {two}): \
                  restore it from a backup, or start anew with `stp format --force`"
@@ -220,7 +237,9 @@ impl fmt::Display for VolumeError {
             Self::GroupExists { group, .. } => {
                 match group {
                     Some(group) => write!(f, "holds the group {group} already")?,
-                    None => f.write_str("holds a group already (of another version, or damaged)")?,
+                    None => {
+                        f.write_str("holds a group already (of another version, or damaged)")?
+                    }
                 }
                 f.write_str(": choose another volume, or give up what is there with --force")
             }
@@ -239,10 +258,9 @@ impl fmt::Display for VolumeError {
                 }
                 f.write_str(": end it first; --force does not format under a live node")
             }
-            Self::Geometry { source, .. } => write!(
-                f,
-                "{source}: choose another --size or number of --seats"
-            ),
+            Self::Geometry { source, .. } => {
+                write!(f, "{source}: choose another --size or number of --seats")
+            }
             Self::DeviceTooSmall { found, asked, .. } => write!(
                 f,
                 "the device has {found} bytes, {asked} were asked for: leave --size out to use all of it"

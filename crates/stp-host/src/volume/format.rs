@@ -15,7 +15,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
-use stp_format::{Geometry, GroupName, Place, SeatId, Superblock, UNIT_BYTES, UnitBuf, VolumeId};
+use stp_format::{
+    Features, Geometry, GroupName, Place, SeatId, Superblock, UNIT_BYTES, UnitBuf, VolumeId,
+};
 use stp_medium::signature::{self, Found};
 use stp_medium::{Access, IoChoice, Kind, Medium, OpenError, SeatLock, VolumeSpec};
 
@@ -145,7 +147,8 @@ impl Job<'_> {
         let found = signature::scan(&file, kind == Kind::Block)
             .map_err(|source| self.io("looking at what is there", source))?;
         if found.contains(&Found::Group) {
-            let volume = super::open(self.spec);
+            // One that may not be written may still be in use.
+            let volume = super::open(self.spec).or_else(|_| super::open_read_only(self.spec));
             if !self.options.force {
                 return Err(VolumeError::GroupExists {
                     spec: self.spec.clone(),
@@ -248,6 +251,7 @@ impl Job<'_> {
             group: self.options.group,
             geometry,
             created_unix_s: created.map_or(0, |since| since.as_secs()),
+            features: Features::default(),
         };
         write_volume(&mut *medium, &superblock).map_err(|source| {
             match Errno::from_io_error(&source) {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use stp_core::Limits;
-use stp_format::{Geometry, Superblock, SystemName, VolumeId};
+use stp_format::{Features, Geometry, Superblock, SystemName, VolumeId};
 use stp_host::control::{Calls, ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Ending, EngineConfig, EngineHandle, start};
 use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SystemDir};
@@ -43,6 +43,7 @@ impl World {
             group: "test".parse().unwrap(),
             geometry: Geometry::plan(size, 4).unwrap(),
             created_unix_s: 0,
+            features: Features::default(),
         };
         Self {
             store: Store::new(size as usize),
