@@ -65,6 +65,8 @@ pub enum Command {
     Forward(crate::forward::Args),
     /// Show sockets and what polling costs
     Ss(crate::ss::Args),
+    /// Measure how fast a volume is, beside its bare storage and TCP
+    Bench(crate::bench::Args),
     /// Show it working: two systems, one temporary volume, a real copy
     Demo(crate::demo::Args),
 }

@@ -6,6 +6,7 @@
 //! - Standard output carries data only; everything said to people goes to standard error.
 //! - When the reader of standard output goes away, `stp` ends by SIGPIPE as other filters do.
 
+pub mod bench;
 pub mod cat;
 pub mod check;
 pub mod cli;
@@ -68,6 +69,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Ls(args) => files::ls(global, args),
         Command::Forward(args) => forward::run(global, args),
         Command::Ss(args) => ss::run(global, args),
+        Command::Bench(args) => bench::run(global, args),
         Command::Demo(args) => demo::run(global, args),
     }
 }

@@ -11,6 +11,7 @@
 //! [`fault`] are mediums around mediums; [`conformance`] is what all of them pass.
 #![deny(unsafe_code)]
 
+pub mod bare;
 pub mod conformance;
 mod direct;
 pub mod fault;

@@ -182,6 +182,8 @@ pub(crate) struct Map {
 
 // SAFETY: the map belongs to the process, not to a thread; every access goes through atomics.
 unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
 
 impl Map {
     pub(crate) fn new(file: &File, writable: Writable) -> io::Result<Self> {
@@ -225,7 +227,7 @@ impl Map {
         0
     }
 
-    fn holds(&self, offset: u64, len: usize) -> bool {
+    pub(crate) fn holds(&self, offset: u64, len: usize) -> bool {
         offset
             .checked_add(len as u64)
             .is_some_and(|end| end <= self.len as u64)
@@ -243,7 +245,7 @@ impl Map {
         }
     }
 
-    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+    pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
         let words = self.words(offset, into.len());
         for (bytes, word) in into.chunks_exact_mut(WORD_BYTES).zip(words) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
@@ -252,7 +254,7 @@ impl Map {
         fence(Ordering::Acquire);
     }
 
-    fn copy_in(&self, offset: usize, from: &[u8]) {
+    pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
         // Who sees this copy also sees what was written before it.
         fence(Ordering::Release);
         let words = self.words(offset, from.len());

@@ -438,6 +438,30 @@ fn open_kind(path: &Path, kind: Kind, options: &OpenOptions) -> Result<Box<dyn M
     Ok(Box::new(Direct::new(file, writable, backend, block, name)))
 }
 
+/// The open file itself, past everything that this crate puts around it.
+pub(crate) fn open_bare(spec: &VolumeSpec) -> Result<(Kind, File), OpenError> {
+    let kind = spec.detect()?;
+    let access = Access::ReadWrite;
+    let opened = match kind {
+        Kind::Mapped => open_file(spec.path(), access, rustix::fs::OFlags::empty())
+            .map_err(|error| OpenCause::of(error, access)),
+        Kind::File | Kind::Block => open_direct(spec.path(), access).and_then(|file| {
+            file.ok_or_else(|| {
+                OpenCause::Io(io::Error::other(
+                    "it refuses O_DIRECT: it has no bare speed",
+                ))
+            })
+        }),
+    };
+    match opened {
+        Ok(file) => Ok((kind, file)),
+        Err(cause) => Err(OpenError {
+            spec: spec.clone(),
+            cause,
+        }),
+    }
+}
+
 /// Some read-only devices can be opened for writing; only the writes fail.
 fn is_read_only_device(file: &File) -> bool {
     let Ok(found) = file.metadata() else {
