@@ -183,3 +183,7 @@ name! {
     /// The name of the set of systems that share one volume.
     GroupName
 }
+name! {
+    /// The name by which a program takes what others give to it.
+    ProcessName
+}

@@ -22,7 +22,9 @@ pub mod unit;
 
 pub use damage::{Damage, FORMAT_VERSION};
 pub use geometry::{Geometry, GeometryError, Place, Ring};
-pub use ids::{Epoch, GroupName, Incarnation, NameError, SeatId, Seq, SystemName, VolumeId};
+pub use ids::{
+    Epoch, GroupName, Incarnation, NameError, ProcessName, SeatId, Seq, SystemName, VolumeId,
+};
 pub use seat::{LinkEntry, SeatCounters, SeatRecord, SeatState, SeatTimings};
 pub use segment::{Frame, FrameBody, SegmentBuilder, SegmentInfo, StreamKey};
 pub use superblock::{Features, Superblock};

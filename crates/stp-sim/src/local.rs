@@ -172,6 +172,7 @@ pub(crate) struct SimLocal {
 
 impl LocalSide for SimLocal {
     type Socket = SimSocket;
+    type Handle = usize;
     type Listener = usize;
 
     fn watch(&mut self, id: StreamId, socket: &mut SimSocket) -> io::Result<()> {
@@ -268,6 +269,16 @@ impl LocalSide for SimLocal {
         let end = &sockets.ends[socket.0];
         end.closed && (end.embryo || end.consumed < end.delivered)
     }
+
+    fn is_write_shut(&mut self, socket: &SimSocket) -> bool {
+        self.host.lock().ends[socket.0].shut
+    }
+
+    fn copy_handle(&mut self, handle: &usize) -> io::Result<usize> {
+        Ok(*handle)
+    }
+
+    fn drop_handle(&mut self, _handle: usize) {}
 
     fn close(&mut self, socket: SimSocket) {
         let mut sockets = self.host.lock();

@@ -9,6 +9,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,19 @@ pub(crate) enum Side {
 }
 
 impl Side {
+    /// As it travels.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        let both = [Self::Client, Self::Server];
+        both.into_iter().find(|side| side.name() == name)
+    }
+
     fn mark(self) -> u64 {
         match self {
             Self::Client => 1,
@@ -59,32 +73,42 @@ impl Side {
 }
 
 /// The event counter in which both sides leave their marks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Marks {
-    counter: OwnedFd,
+    counter: Arc<OwnedFd>,
     side: Side,
-    left: AtomicBool,
+    left: Arc<AtomicBool>,
 }
 
 impl Marks {
-    fn new(counter: OwnedFd, side: Side) -> Self {
+    pub(crate) fn new(counter: OwnedFd, side: Side) -> Self {
         Self {
-            counter,
+            counter: Arc::new(counter),
             side,
-            left: AtomicBool::new(false),
+            left: Arc::default(),
         }
+    }
+
+    /// Which end it is of.
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    /// What both ends share.
+    pub(crate) fn counter(&self) -> BorrowedFd<'_> {
+        self.counter.as_fd()
     }
 
     /// Leaves this side's mark: what follows is an end in order.
     pub(crate) fn leave(&self) {
         if !self.left.swap(true, Ordering::AcqRel) {
-            let _ = rustix::io::write(&self.counter, &self.side.mark().to_ne_bytes());
+            let _ = rustix::io::write(&*self.counter, &self.side.mark().to_ne_bytes());
         }
     }
 
     /// One more process of this side must leave its mark.
     pub(crate) fn hold(&self) {
-        let _ = rustix::io::write(&self.counter, &self.side.hold().to_ne_bytes());
+        let _ = rustix::io::write(&*self.counter, &self.side.hold().to_ne_bytes());
         self.left.store(false, Ordering::Release);
     }
 
@@ -100,8 +124,8 @@ impl Marks {
     fn other_left_by_reading(&self) -> bool {
         for _ in 0..MARK_TRIES_MAX {
             let mut count = [0; 8];
-            if rustix::io::read(&self.counter, &mut count).is_ok() {
-                let _ = rustix::io::write(&self.counter, &count);
+            if rustix::io::read(&*self.counter, &mut count).is_ok() {
+                let _ = rustix::io::write(&*self.counter, &count);
                 if self.side.other_in(u64::from_ne_bytes(count)) {
                     return true;
                 }

@@ -13,9 +13,11 @@ use stp_host::rendezvous::SystemDir;
 
 use crate::addr::Addr;
 use crate::error::Error;
+use crate::gift::Gift;
 use crate::group::Group;
 use crate::{direct, listener, node};
 
+pub use crate::gift::{TakenStream, give, take};
 pub use crate::stream::Fate;
 
 /// The calls of the group's engine.
@@ -66,4 +68,14 @@ pub fn failure(
     failure: ConnectFailure,
 ) -> io::Error {
     group.failure(to, timeout, failure)
+}
+
+/// Whether the giver may use its stream: the gift is settled and was not taken. Else the error for its use.
+pub fn may_use(gift: &Gift) -> io::Result<()> {
+    gift.check()
+}
+
+/// Before the giver closes its stream: whether it shall say itself, by [`Fate::mark`], that the end is meant.
+pub fn may_mark(gift: &Gift) -> bool {
+    gift.close()
 }

@@ -280,7 +280,13 @@ impl Group {
             let joined = direct::connect(&self.inner.dir, addr.port, timeout)?;
             let local = Addr::new(here, joined.local_port);
             let fate = Fate::Direct(joined.marks);
-            return Ok(Stream::new(joined.socket, local, peer, fate));
+            return Ok(Stream::new(
+                joined.socket,
+                &self.inner.dir,
+                local,
+                peer,
+                fate,
+            ));
         }
         let (ours, engines) = pair()?;
         let calls = &self.inner.calls;
@@ -292,7 +298,7 @@ impl Group {
             calls: Arc::clone(calls),
             token: connected.token,
         };
-        Ok(Stream::new(ours, local, peer, fate))
+        Ok(Stream::new(ours, &self.inner.dir, local, peer, fate))
     }
 
     pub(crate) fn failure(

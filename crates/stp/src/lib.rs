@@ -25,6 +25,7 @@ mod direct;
 #[doc(hidden)]
 pub mod door;
 mod error;
+mod gift;
 mod group;
 mod listener;
 mod node;
@@ -34,6 +35,7 @@ pub mod tokio;
 
 pub use addr::{Addr, AddrError, ToAddr};
 pub use error::Error;
+pub use gift::{Gift, TakerName};
 pub use group::{Builder, EngineChoice, Group, SystemInfo, SystemState};
 pub use listener::{Incoming, Listener};
 pub use stp_format::{GroupName, NameError, SystemName, VolumeId};

@@ -71,7 +71,13 @@ impl Listener {
         loop {
             let socket = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
             if let Some((fate, peer)) = identify(&self.shared.group, socket.as_fd()) {
-                let stream = Stream::new(socket, self.addr(), peer.clone(), fate);
+                let stream = Stream::new(
+                    socket,
+                    &self.shared.group.dir,
+                    self.addr(),
+                    peer.clone(),
+                    fate,
+                );
                 return Ok((stream, peer));
             }
         }

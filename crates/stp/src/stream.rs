@@ -9,18 +9,19 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use stp_host::control::{Calls, StreamToken, Verdict};
+use stp_host::rendezvous::SystemDir;
 
 use crate::addr::Addr;
 use crate::direct::Marks;
+use crate::gift::{self, Gift, TakerName};
 
 /// How a stream's end is told.
 pub enum Fate {
@@ -105,6 +106,8 @@ pub struct Stream {
 
 struct Shared {
     fate: Fate,
+    /// Whose program this is; `local` names another system if the stream was moved here.
+    home: SystemDir,
     local: Addr,
     peer: Addr,
     /// The process that opened it: a forked copy that goes must not announce an end.
@@ -123,9 +126,31 @@ struct Shared {
     ended: OnceLock<Option<String>>,
     /// [`Stream::take_error`] has told that it broke.
     break_told: AtomicBool,
+    /// It has been given: `gift` says what came of it.
+    given: AtomicBool,
+    gift: Mutex<Option<Arc<gift::State>>>,
 }
 
 impl Shared {
+    fn gift(&self) -> Option<Arc<gift::State>> {
+        if !self.given.load(Ordering::Acquire) {
+            return None;
+        }
+        // One assignment is all that happens under this lock.
+        let gift = self.gift.lock().unwrap_or_else(PoisonError::into_inner);
+        gift.clone()
+    }
+
+    /// Whether the stream may be used: it is not being given, nor was it taken.
+    fn check_given(&self) -> io::Result<()> {
+        let Some(gift) = self.gift() else {
+            return Ok(());
+        };
+        gift.check()?;
+        self.given.store(false, Ordering::Release);
+        Ok(())
+    }
+
     fn mark_clean(&self) {
         if self.aborted.load(Ordering::Acquire) || self.marked.swap(true, Ordering::AcqRel) {
             return;
@@ -144,6 +169,9 @@ impl Shared {
     /// The last handle is about to close its descriptor.
     fn close(&self) {
         if self.pid != std::process::id() {
+            return;
+        }
+        if self.gift().is_some_and(|gift| !gift.close()) {
             return;
         }
         match &self.fate {
@@ -206,11 +234,18 @@ impl Shared {
 }
 
 impl Stream {
-    pub(crate) fn new(socket: OwnedFd, local: Addr, peer: Addr, fate: Fate) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        home: &SystemDir,
+        local: Addr,
+        peer: Addr,
+        fate: Fate,
+    ) -> Self {
         Self {
             socket: socket.into(),
             shared: Arc::new(Shared {
                 fate,
+                home: home.clone(),
                 local,
                 peer,
                 pid: std::process::id(),
@@ -221,8 +256,43 @@ impl Stream {
                 aborted: AtomicBool::new(false),
                 ended: OnceLock::new(),
                 break_told: AtomicBool::new(false),
+                given: AtomicBool::new(false),
+                gift: Mutex::new(None),
             }),
         }
+    }
+
+    /// Makes this stream available to a program that takes by `to`'s name, on this system or another, for at
+    /// most `wait`. The taker goes on at the exact byte, in both directions, and the peer notices nothing.
+    ///
+    /// Until the gift is settled every use of this stream but dropping it is refused. If nobody takes it, it
+    /// works again. Clones must be dropped before, and no other thread may be reading or writing.
+    pub fn give(&self, to: &TakerName, wait: Duration) -> io::Result<Gift> {
+        let shared = &self.shared;
+        shared.check_given()?;
+        if shared.handles.load(Ordering::Acquire) > 1 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a stream with clones cannot be given: drop them first",
+            ));
+        }
+        let (local, peer) = (&shared.local, &shared.peer);
+        let gift = gift::give(
+            &shared.home,
+            &shared.fate,
+            self.as_fd(),
+            local,
+            peer,
+            to,
+            wait,
+        )?;
+        *shared.gift.lock().unwrap_or_else(PoisonError::into_inner) = Some(gift.state());
+        shared.given.store(true, Ordering::Release);
+        Ok(gift)
+    }
+
+    fn check_given(&self) -> io::Result<()> {
+        self.shared.check_given()
     }
 
     /// The far end.
@@ -237,6 +307,7 @@ impl Stream {
 
     /// Ends one direction or both. After `Write`, the peer reads to the end of what was sent, then end of file.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.check_given()?;
         let shared = &self.shared;
         if how != Shutdown::Write {
             shared.read_shut.store(true, Ordering::Release);
@@ -250,6 +321,7 @@ impl Stream {
 
     /// Another handle to the same stream. The last one to be dropped closes it.
     pub fn try_clone(&self) -> io::Result<Self> {
+        self.check_given()?;
         let socket = self.socket.try_clone()?;
         self.shared.handles.fetch_add(1, Ordering::AcqRel);
         Ok(Self {
@@ -261,6 +333,7 @@ impl Stream {
     /// Breaks the stream at once, in both directions: the peer reads `ConnectionReset`, and what it has
     /// not received yet may be lost.
     pub fn abort(&self) -> io::Result<()> {
+        self.check_given()?;
         let shared = &self.shared;
         if shared.aborted.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -276,11 +349,13 @@ impl Stream {
 
     /// How long a read waits, `None`: for ever. Zero is refused.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.check_given()?;
         self.socket.set_read_timeout(timeout)
     }
 
     /// How long a write waits, `None`: for ever. Zero is refused.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.check_given()?;
         self.socket.set_write_timeout(timeout)
     }
 
@@ -296,6 +371,7 @@ impl Stream {
 
     /// Makes reads and writes return `WouldBlock` instead of waiting.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        self.check_given()?;
         self.socket.set_nonblocking(nonblocking)
     }
 
@@ -322,6 +398,7 @@ impl Stream {
     }
 
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
+        self.check_given()?;
         let wanted = !buf.is_empty();
         match recv(&self.socket, buf, flags) {
             Ok((0, _)) if wanted => self.shared.end_of_file(),
@@ -398,6 +475,7 @@ impl Read for &Stream {
         if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(0);
         }
+        self.check_given()?;
         match (&self.socket).read_vectored(bufs) {
             Ok(0) => self.shared.end_of_file(),
             Ok(n) => Ok(n),
@@ -411,10 +489,12 @@ impl Read for &Stream {
 
 impl Write for &Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.check_given()?;
         send(&self.socket, buf, SendFlags::NOSIGNAL).map_err(|e| self.write_error(e))
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.check_given()?;
         let bufs = &bufs[..bufs.len().min(IO_SLICES_MAX)];
         let mut control = SendAncillaryBuffer::default();
         sendmsg(&self.socket, bufs, &mut control, SendFlags::NOSIGNAL)

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stp_format::SystemName;
+use stp_format::{ProcessName, SystemName};
 
 /// One stream's name between a program and its engine.
 ///
@@ -114,6 +114,88 @@ pub struct Opening {
     pub skip: u64,
 }
 
+/// A gift's number with the engine that holds it; never used twice by one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GiftId(pub u64);
+
+/// One end of a stream, as programs name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndName {
+    /// The system.
+    pub system: SystemName,
+    /// The port.
+    pub port: u16,
+}
+
+/// A stream that is to have another owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Which.
+    pub token: StreamToken,
+    /// The system whose programs may take it.
+    pub to: SystemName,
+    /// The name by which they take.
+    pub name: ProcessName,
+    /// How long it stands.
+    pub wait: Duration,
+    /// The stream's address on the giver's side.
+    pub local: EndName,
+    /// The far end.
+    pub peer: EndName,
+}
+
+/// A gift that was handed to a taker, who has to confirm it before it is theirs.
+#[derive(Debug)]
+pub struct Handed {
+    /// Which.
+    pub gift: GiftId,
+    /// The program's end of the stream. Not to be used before [`Calls::confirm`] has succeeded.
+    pub end: OwnedFd,
+}
+
+/// A stream that has changed its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its name in further calls; the giver's means nothing any more.
+    pub token: StreamToken,
+    /// Its address on the giver's side, which it keeps.
+    pub local: EndName,
+    /// The far end.
+    pub peer: EndName,
+}
+
+/// What became of a gift: one byte that the giver's notice socket receives, followed by another as urgent
+/// data and the end. An end without a byte: the engine is gone, and the stream with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Outcome {
+    /// Another program owns the stream now: the giver may only close it.
+    Taken = b'T',
+    /// Nobody took it in time: the giver still has it.
+    Expired = b'X',
+    /// The giver took it back.
+    Withdrawn = b'W',
+    /// The stream broke before somebody took it.
+    Broken = b'B',
+    /// It cannot be moved there: the giver still has it.
+    Impossible = b'I',
+}
+
+impl Outcome {
+    /// From the byte that was received.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        let all = [
+            Self::Taken,
+            Self::Expired,
+            Self::Withdrawn,
+            Self::Broken,
+            Self::Impossible,
+        ];
+        all.into_iter().find(|outcome| *outcome as u8 == byte)
+    }
+}
+
 /// What a program asks of its engine.
 pub trait Calls: Send + Sync {
     /// Publishes `port`; connections to it are delivered to the listening Unix socket at `path`.
@@ -175,6 +257,36 @@ pub trait Calls: Send + Sync {
     /// Resets the stream at once.
     fn abort(&self, token: StreamToken);
 
+    /// Offers a stream to whoever takes by the offer's name. `end` is a copy of the program's descriptor;
+    /// until the gift's [`Outcome`] is told on `notice`, the program must not use its own.
+    fn give(&self, offer: &Offer, end: OwnedFd, notice: OwnedFd) -> io::Result<GiftId> {
+        let _ = (offer, end, notice);
+        Err(no_gifts())
+    }
+
+    /// Takes a gift back, unless somebody has taken it: the outcome says which.
+    fn withdraw(&self, gift: GiftId) {
+        let _ = gift;
+    }
+
+    /// Waits for a gift to `name`, for at most `wait`; `TimedOut` if none comes.
+    fn take(&self, name: &ProcessName, wait: Duration) -> io::Result<Handed> {
+        let _ = (name, wait);
+        Err(no_gifts())
+    }
+
+    /// Makes a gift that was handed out the taker's own. An error: it is not theirs, and another taker or
+    /// the giver has it.
+    fn confirm(&self, gift: GiftId) -> io::Result<Taken> {
+        let _ = gift;
+        Err(no_gifts())
+    }
+
+    /// The taker does not want, or does not live to want, a gift that was handed to it.
+    fn put_back(&self, gift: GiftId) {
+        let _ = gift;
+    }
+
     /// Every other node that this engine knows.
     fn peers(&self) -> io::Result<Vec<Peer>>;
 
@@ -185,4 +297,11 @@ pub trait Calls: Send + Sync {
             format!("this engine has no report on {topic:?}"),
         ))
     }
+}
+
+fn no_gifts() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this engine cannot give or take streams: run one of this release",
+    )
 }

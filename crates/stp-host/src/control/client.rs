@@ -22,10 +22,13 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, connect, shutdown, socket_with,
 };
-use stp_format::SystemName;
+use stp_format::{ProcessName, SystemName};
 use tracing::{info, warn};
 
-use super::calls::{Calls, ConnectFailure, Connected, Opening, Peer, StreamToken, Verdict};
+use super::calls::{
+    Calls, ConnectFailure, Connected, EndName, GiftId, Handed, Offer, Opening, Peer, StreamToken,
+    Taken, Verdict,
+};
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, arrived, send_request};
 use crate::rendezvous::{SocketPath, SystemDir};
@@ -56,7 +59,7 @@ struct Inner {
 struct State {
     /// `None` while there is no engine.
     socket: Option<Arc<OwnedFd>>,
-    pending: HashMap<u64, SyncSender<Answer>>,
+    pending: HashMap<u64, SyncSender<(Answer, Vec<OwnedFd>)>>,
     /// What is published anew when an engine is back.
     listeners: BTreeMap<u16, (PathBuf, bool)>,
 }
@@ -85,7 +88,7 @@ fn greet(path: &Path, system: &SystemName) -> io::Result<Option<(OwnedFd, Receiv
         pid: std::process::id(),
     };
     let mut receiver = Receiver::default();
-    match send_request(&socket, 0, &hello, None) {
+    match send_request(&socket, 0, &hello, &[]) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
         sent => sent?,
     }
@@ -96,12 +99,12 @@ fn greet(path: &Path, system: &SystemName) -> io::Result<Option<(OwnedFd, Receiv
         )
     };
     match receiver.answer(&socket) {
-        Ok(Some((0, Answer::Welcome { version, .. }))) if version != VERSION => {
+        Ok(Some((0, Answer::Welcome { version, .. }, _))) if version != VERSION => {
             Err(trouble(format!(
                 "it speaks version {version} of the control protocol, this program version {VERSION}: use one release of stp for both"
             )))
         }
-        Ok(Some((0, Answer::Welcome { system: theirs, .. }))) => {
+        Ok(Some((0, Answer::Welcome { system: theirs, .. }, _))) => {
             if theirs != system.as_str() {
                 return Err(trouble(format!("it is system {theirs}, not {system}")));
             }
@@ -167,13 +170,13 @@ impl Drop for Client {
 /// Runs until the client is dropped: hands out answers, and looks for an engine while there is none.
 fn read_answers(client: &Weak<Inner>, mut socket: Arc<OwnedFd>, mut receiver: Receiver) {
     loop {
-        while let Ok(Some((number, answer))) = receiver.answer(&*socket) {
+        while let Ok(Some((number, answer, fds))) = receiver.answer(&*socket) {
             let Some(inner) = client.upgrade() else {
                 return;
             };
             let waiting = inner.state().pending.remove(&number);
             match (waiting, answer) {
-                (Some(waiting), answer) => drop(waiting.send(answer)),
+                (Some(waiting), answer) => drop(waiting.send((answer, fds))),
                 (None, Answer::Failed { text, .. }) => warn!("the engine answers: {text}"),
                 (None, _) => {}
             }
@@ -221,7 +224,7 @@ impl Inner {
                 raw: *raw,
             };
             let number = self.next.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = send_request(&**socket, number, &request, None) {
+            if let Err(error) = send_request(&**socket, number, &request, &[]) {
                 warn!(%error, port, "the port is not published again");
             }
         }
@@ -247,6 +250,18 @@ impl Inner {
         fd: Option<OwnedFd>,
         timeout: Option<Duration>,
     ) -> io::Result<Answer> {
+        let fds = fd.into_iter().collect();
+        self.exchange(request, fds, timeout)
+            .map(|(answer, _)| answer)
+    }
+
+    /// As [`Inner::ask`], with descriptors either way.
+    fn exchange(
+        &self,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+        timeout: Option<Duration>,
+    ) -> io::Result<(Answer, Vec<OwnedFd>)> {
         if std::process::id() != self.pid {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
@@ -261,14 +276,15 @@ impl Inner {
             state.pending.insert(number, answer_to);
             socket
         };
-        if let Err(error) = send_request(&*socket, number, request, fd.as_ref().map(AsFd::as_fd)) {
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        if let Err(error) = send_request(&*socket, number, request, &borrowed) {
             self.state().pending.remove(&number);
             return Err(match error.kind() {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.gone(),
                 _ => error,
             });
         }
-        drop(fd);
+        drop(fds);
         let answered = match timeout {
             None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(timeout) => answer.recv_timeout(timeout),
@@ -287,6 +303,27 @@ impl Inner {
             }
         })
     }
+}
+
+/// The error that an answer is, if it is none that was hoped for.
+fn failed(answer: Answer) -> io::Error {
+    match answer {
+        Answer::Failed { kind, text } => arrived(kind, text),
+        Answer::NotConnected(ConnectFailure::Failed(text)) => io::Error::other(text),
+        answer => unexpected(&answer),
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// An end's name as it travelled.
+pub(super) fn end_name((system, port): &(String, u16)) -> Option<EndName> {
+    Some(EndName {
+        system: system.parse().ok()?,
+        port: *port,
+    })
 }
 
 fn unexpected(answer: &Answer) -> io::Error {
@@ -387,6 +424,59 @@ impl Calls for Client {
 
     fn abort(&self, token: StreamToken) {
         let _ = self.inner.ask(&Request::Abort { token }, None, None);
+    }
+
+    fn give(&self, offer: &Offer, end: OwnedFd, notice: OwnedFd) -> io::Result<GiftId> {
+        let request = Request::Give {
+            token: offer.token,
+            to: offer.to.to_string(),
+            name: offer.name.to_string(),
+            wait_us: micros(offer.wait),
+            local: (offer.local.system.to_string(), offer.local.port),
+            peer: (offer.peer.system.to_string(), offer.peer.port),
+        };
+        match self.inner.exchange(&request, vec![end, notice], None)?.0 {
+            Answer::Given(gift) => Ok(gift),
+            answer => Err(failed(answer)),
+        }
+    }
+
+    fn withdraw(&self, gift: GiftId) {
+        let _ = self.inner.ask(&Request::Withdraw { gift }, None, None);
+    }
+
+    fn take(&self, name: &ProcessName, wait: Duration) -> io::Result<Handed> {
+        let request = Request::Take {
+            name: name.to_string(),
+            wait_us: micros(wait),
+        };
+        match self.inner.exchange(&request, Vec::new(), None)? {
+            (Answer::Handed(gift), mut fds) => match fds.pop() {
+                Some(end) => Ok(Handed { gift, end }),
+                None => {
+                    self.put_back(gift);
+                    Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the engine handed out a gift without its descriptor: too many files are open in this process",
+                    ))
+                }
+            },
+            (answer, _) => Err(failed(answer)),
+        }
+    }
+
+    fn confirm(&self, gift: GiftId) -> io::Result<Taken> {
+        match self.inner.ask(&Request::Confirm { gift }, None, None)? {
+            Answer::Taken { token, local, peer } => match (end_name(&local), end_name(&peer)) {
+                (Some(local), Some(peer)) => Ok(Taken { token, local, peer }),
+                _ => Err(unexpected(&Answer::Taken { token, local, peer })),
+            },
+            answer => Err(failed(answer)),
+        }
+    }
+
+    fn put_back(&self, gift: GiftId) {
+        let _ = self.inner.ask(&Request::PutBack { gift }, None, None);
     }
 
     fn peers(&self) -> io::Result<Vec<Peer>> {

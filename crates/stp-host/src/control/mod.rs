@@ -14,6 +14,9 @@ mod server;
 mod tests;
 mod wire;
 
-pub use calls::{Calls, ConnectFailure, Connected, Opening, Peer, PeerState, StreamToken, Verdict};
+pub use calls::{
+    Calls, ConnectFailure, Connected, EndName, GiftId, Handed, Offer, Opening, Outcome, Peer,
+    PeerState, StreamToken, Taken, Verdict,
+};
 pub use client::Client;
 pub use server::Server;

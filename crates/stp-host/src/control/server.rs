@@ -2,7 +2,8 @@
 //!
 //! - A program that waits, floods or stops reading delays nobody else: the calls that can wait run on threads
 //!   of their own, with a limit a program, and a program that takes no answers is cut off.
-//! - A program that goes away takes its ports with it.
+//! - A program that goes away takes its ports with it; gifts that were handed to it and that it did not
+//!   confirm go back.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -23,10 +24,11 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, bind, listen, shutdown,
     socket_with,
 };
-use stp_format::SystemName;
+use stp_format::{ProcessName, SystemName};
 use tracing::{debug, warn};
 
-use super::calls::{Calls, ConnectFailure, Opening};
+use super::calls::{Calls, ConnectFailure, GiftId, Offer, Opening};
+use super::client::end_name;
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, send_answer};
 use crate::rendezvous::{FileLock, SocketPath, SystemDir};
@@ -71,6 +73,8 @@ struct Clients {
     sockets: HashMap<u64, Arc<OwnedFd>>,
     /// Which program a published port belongs to.
     ports: HashMap<u16, u64>,
+    /// Which program a gift that is not confirmed yet was handed to.
+    handed: HashMap<GiftId, u64>,
 }
 
 impl Shared {
@@ -220,8 +224,8 @@ impl Client {
         let mut receiver = Receiver::default();
         let ended = loop {
             match receiver.request(&*self.socket) {
-                Ok(Some((number, request, fd))) => {
-                    if let Err(error) = self.handle(number, request, fd) {
+                Ok(Some((number, request, fds))) => {
+                    if let Err(error) = self.handle(number, request, fds) {
                         break Err(error);
                     }
                 }
@@ -239,6 +243,7 @@ impl Client {
     fn forget(&self) {
         let _ = shutdown(self.socket.as_fd(), Shutdown::Both);
         let mut ports = Vec::new();
+        let mut gifts = Vec::new();
         {
             let mut clients = self.shared.clients();
             clients.sockets.remove(&self.number);
@@ -249,9 +254,19 @@ impl Client {
                 }
                 !ours
             });
+            clients.handed.retain(|gift, holder| {
+                let ours = *holder == self.number;
+                if ours {
+                    gifts.push(*gift);
+                }
+                !ours
+            });
         }
         for port in ports {
             self.shared.calls.unlisten(port);
+        }
+        for gift in gifts {
+            self.shared.calls.put_back(gift);
         }
     }
 
@@ -260,7 +275,7 @@ impl Client {
         self: &Arc<Self>,
         number: u64,
         request: Request,
-        fd: Option<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
     ) -> io::Result<()> {
         let calls = &self.shared.calls;
         let answer = match request {
@@ -297,10 +312,10 @@ impl Client {
                 local_port,
                 skip,
             } => {
-                let (Ok(to), Some(socket)) = (to.parse::<SystemName>(), fd) else {
+                let (Ok(to), Some(socket)) = (to.parse::<SystemName>(), fds.pop()) else {
                     let why = "the request to connect has no socket or no system".to_owned();
                     let answer = Answer::NotConnected(ConnectFailure::Failed(why));
-                    return send_answer(&*self.socket, number, &answer);
+                    return send_answer(&*self.socket, number, &answer, None);
                 };
                 let how = Opening {
                     raw,
@@ -332,6 +347,56 @@ impl Client {
                 calls.abort(token);
                 Answer::Done
             }
+            Request::Give {
+                token,
+                to,
+                name,
+                wait_us,
+                local,
+                peer,
+            } => {
+                let names = (to.parse(), name.parse(), end_name(&local), end_name(&peer));
+                let (notice, end) = (fds.pop(), fds.pop());
+                let ((Ok(to), Ok(name), Some(local), Some(peer)), Some(end), Some(notice)) =
+                    (names, end, notice)
+                else {
+                    let answer = Answer::failed(&incomplete("give"));
+                    return send_answer(&*self.socket, number, &answer, None);
+                };
+                let offer = Offer {
+                    token,
+                    to,
+                    name,
+                    wait: Duration::from_micros(wait_us),
+                    local,
+                    peer,
+                };
+                match calls.give(&offer, end, notice) {
+                    Ok(gift) => Answer::Given(gift),
+                    Err(error) => Answer::failed(&error),
+                }
+            }
+            Request::Withdraw { gift } => {
+                calls.withdraw(gift);
+                Answer::Done
+            }
+            Request::Take { name, wait_us } => {
+                let Ok(name) = name.parse() else {
+                    let answer = Answer::failed(&incomplete("take"));
+                    return send_answer(&*self.socket, number, &answer, None);
+                };
+                let wait = Duration::from_micros(wait_us);
+                return self.wait_for(number, move |client| client.take(&name, wait));
+            }
+            Request::Confirm { gift } => {
+                return self.wait_for(number, move |client| client.confirm(gift));
+            }
+            Request::PutBack { gift } => {
+                if self.unhand(gift) {
+                    calls.put_back(gift);
+                }
+                Answer::Done
+            }
             Request::Peers => match calls.peers() {
                 Ok(peers) => Answer::Peers(peers),
                 Err(error) => Answer::failed(&error),
@@ -341,7 +406,54 @@ impl Client {
                 Err(error) => Answer::failed(&error),
             },
         };
-        send_answer(&*self.socket, number, &answer)
+        send_answer(&*self.socket, number, &answer, None)
+    }
+
+    /// Waits for a gift and notes that this program has it for now.
+    fn take(&self, name: &ProcessName, wait: Duration) -> (Answer, Option<OwnedFd>) {
+        let handed = match self.shared.calls.take(name, wait) {
+            Ok(handed) => handed,
+            Err(error) => return (Answer::failed(&error), None),
+        };
+        let gone = {
+            let mut clients = self.shared.clients();
+            let gone = !clients.sockets.contains_key(&self.number);
+            if !gone {
+                clients.handed.insert(handed.gift, self.number);
+            }
+            gone
+        };
+        if gone {
+            self.shared.calls.put_back(handed.gift);
+        }
+        (Answer::Handed(handed.gift), Some(handed.end))
+    }
+
+    fn confirm(&self, gift: GiftId) -> Answer {
+        if !self.unhand(gift) {
+            return Answer::failed(&io::Error::new(
+                io::ErrorKind::NotFound,
+                "this gift was not handed to this program, or it went back",
+            ));
+        }
+        match self.shared.calls.confirm(gift) {
+            Ok(taken) => Answer::Taken {
+                token: taken.token,
+                local: (taken.local.system.to_string(), taken.local.port),
+                peer: (taken.peer.system.to_string(), taken.peer.port),
+            },
+            Err(error) => Answer::failed(&error),
+        }
+    }
+
+    /// Whether the gift was handed to this program; it is not any more.
+    fn unhand(&self, gift: GiftId) -> bool {
+        let mut clients = self.shared.clients();
+        let ours = clients.handed.get(&gift) == Some(&self.number);
+        if ours {
+            clients.handed.remove(&gift);
+        }
+        ours
     }
 
     fn listen(&self, port: u16, path: PathBuf, raw: bool) -> Answer {
@@ -370,14 +482,14 @@ impl Client {
     }
 
     /// Makes a call that may wait on a thread of its own.
-    fn wait_for(
+    fn wait_for<T: Into<Told>>(
         self: &Arc<Self>,
         number: u64,
-        call: impl FnOnce(&Self) -> Answer + Send + 'static,
+        call: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> io::Result<()> {
         let refuse = |text: String| {
             let answer = Answer::NotConnected(ConnectFailure::Failed(text));
-            send_answer(&*self.socket, number, &answer)
+            send_answer(&*self.socket, number, &answer, None)
         };
         if self.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
@@ -391,9 +503,10 @@ impl Client {
             .spawn({
                 let client = Arc::clone(self);
                 move || {
-                    let answer = call(&client);
+                    let Told { answer, fd } = call(&client).into();
                     client.waiting.fetch_sub(1, Ordering::AcqRel);
-                    if send_answer(&*client.socket, number, &answer).is_err() {
+                    let fd = fd.as_ref().map(AsFd::as_fd);
+                    if send_answer(&*client.socket, number, &answer, fd).is_err() {
                         let _ = shutdown(client.socket.as_fd(), Shutdown::Both);
                     }
                 }
@@ -404,4 +517,29 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// What a call that waited has to tell.
+struct Told {
+    answer: Answer,
+    fd: Option<OwnedFd>,
+}
+
+impl From<Answer> for Told {
+    fn from(answer: Answer) -> Self {
+        Self { answer, fd: None }
+    }
+}
+
+impl From<(Answer, Option<OwnedFd>)> for Told {
+    fn from((answer, fd): (Answer, Option<OwnedFd>)) -> Self {
+        Self { answer, fd }
+    }
+}
+
+fn incomplete(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("the request to {what} lacks a name or a descriptor"),
+    )
 }

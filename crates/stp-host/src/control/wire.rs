@@ -2,7 +2,7 @@
 //!
 //! - A datagram is a head (request number, whether more follows) and a piece of JSON, at most
 //!   [`PIECE_BYTES_MAX`]; a request is one piece, an answer as many as it needs.
-//! - A request carries at most one descriptor. Descriptors that nobody expects are closed.
+//! - A message carries at most two descriptors. Descriptors that nobody expects are closed.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,16 +16,19 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::calls::{ConnectFailure, Connected, Peer, StreamToken, Verdict};
+use super::calls::{ConnectFailure, Connected, GiftId, Peer, StreamToken, Verdict};
 
 /// The protocol's version. Both ends must have the same: they are of one host and one release.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The most JSON in one datagram: well below what a socket's default buffer takes.
 pub(super) const PIECE_BYTES_MAX: usize = 64 << 10;
 
 /// The most JSON in one answer.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Descriptors beside one message, at the most.
+const FDS_MAX: usize = 2;
 
 /// Number of the request, and a flag.
 const HEAD_BYTES: usize = 9;
@@ -70,6 +73,28 @@ pub(super) enum Request {
     Abort {
         token: StreamToken,
     },
+    /// With two descriptors: a copy of the program's end, and where the outcome is told.
+    Give {
+        token: StreamToken,
+        to: String,
+        name: String,
+        wait_us: u64,
+        local: (String, u16),
+        peer: (String, u16),
+    },
+    Withdraw {
+        gift: GiftId,
+    },
+    Take {
+        name: String,
+        wait_us: u64,
+    },
+    Confirm {
+        gift: GiftId,
+    },
+    PutBack {
+        gift: GiftId,
+    },
     Peers,
     Report {
         topic: String,
@@ -80,12 +105,26 @@ pub(super) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    Welcome { version: u32, system: String },
+    Welcome {
+        version: u32,
+        system: String,
+    },
     Done,
-    Failed { kind: Kind, text: String },
+    Failed {
+        kind: Kind,
+        text: String,
+    },
     Connected(Connected),
     NotConnected(ConnectFailure),
     Verdict(Verdict),
+    Given(GiftId),
+    /// With a descriptor: the program's end of the stream.
+    Handed(GiftId),
+    Taken {
+        token: StreamToken,
+        local: (String, u16),
+        peer: (String, u16),
+    },
     Peers(Vec<Peer>),
     Report(String),
 }
@@ -95,24 +134,32 @@ pub(super) enum Answer {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
     AddrInUse,
+    ConnectionReset,
+    HostUnreachable,
     InvalidInput,
     NetworkDown,
+    NotConnected,
     NotFound,
     PermissionDenied,
     QuotaExceeded,
+    ResourceBusy,
     StorageFull,
     TimedOut,
     Unsupported,
     Other,
 }
 
-const KINDS: [(Kind, io::ErrorKind); 9] = [
+const KINDS: [(Kind, io::ErrorKind); 13] = [
     (Kind::AddrInUse, io::ErrorKind::AddrInUse),
+    (Kind::ConnectionReset, io::ErrorKind::ConnectionReset),
+    (Kind::HostUnreachable, io::ErrorKind::HostUnreachable),
     (Kind::InvalidInput, io::ErrorKind::InvalidInput),
     (Kind::NetworkDown, io::ErrorKind::NetworkDown),
+    (Kind::NotConnected, io::ErrorKind::NotConnected),
     (Kind::NotFound, io::ErrorKind::NotFound),
     (Kind::PermissionDenied, io::ErrorKind::PermissionDenied),
     (Kind::QuotaExceeded, io::ErrorKind::QuotaExceeded),
+    (Kind::ResourceBusy, io::ErrorKind::ResourceBusy),
     (Kind::StorageFull, io::ErrorKind::StorageFull),
     (Kind::TimedOut, io::ErrorKind::TimedOut),
     (Kind::Unsupported, io::ErrorKind::Unsupported),
@@ -143,16 +190,15 @@ fn send_piece(
     number: u64,
     more: bool,
     piece: &[u8],
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let mut head = [0; HEAD_BYTES];
     head[..8].copy_from_slice(&number.to_le_bytes());
     head[8] = u8::from(more);
-    let rights: Vec<_> = fd.into_iter().collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !rights.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&rights));
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(fds));
     }
     let parts = [IoSlice::new(&head), IoSlice::new(piece)];
     loop {
@@ -163,12 +209,12 @@ fn send_piece(
     }
 }
 
-/// Sends a request, with at most one descriptor.
+/// Sends a request, with its descriptors.
 pub(super) fn send_request(
     socket: impl AsFd,
     number: u64,
     request: &Request,
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let json = serde_json::to_vec(request)?;
     if json.len() > PIECE_BYTES_MAX {
@@ -180,16 +226,23 @@ pub(super) fn send_request(
             ),
         ));
     }
-    send_piece(socket.as_fd(), number, false, &json, fd)
+    send_piece(socket.as_fd(), number, false, &json, fds)
 }
 
-/// Sends an answer, in as many pieces as it needs.
-pub(super) fn send_answer(socket: impl AsFd, number: u64, answer: &Answer) -> io::Result<()> {
+/// Sends an answer, in as many pieces as it needs; a descriptor goes with the last.
+pub(super) fn send_answer(
+    socket: impl AsFd,
+    number: u64,
+    answer: &Answer,
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let json = serde_json::to_vec(answer)?;
     let mut rest = json.as_slice();
     loop {
         let (piece, behind) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
-        send_piece(socket.as_fd(), number, !behind.is_empty(), piece, None)?;
+        let last = behind.is_empty();
+        let fds: Vec<_> = fd.into_iter().filter(|_| last).collect();
+        send_piece(socket.as_fd(), number, !last, piece, &fds)?;
         if behind.is_empty() {
             return Ok(());
         }
@@ -202,7 +255,7 @@ struct Piece {
     number: u64,
     more: bool,
     json: Vec<u8>,
-    fd: Option<OwnedFd>,
+    fds: Vec<OwnedFd>,
 }
 
 /// The receiving half: one reader a connection.
@@ -217,7 +270,7 @@ impl Receiver {
     /// The next datagram; `None` at the connection's end.
     fn piece(&mut self, socket: BorrowedFd<'_>) -> io::Result<Option<Piece>> {
         self.buffer.resize(HEAD_BYTES + PIECE_BYTES_MAX, 0);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
             let mut parts = [IoSliceMut::new(&mut self.buffer)];
@@ -227,10 +280,10 @@ impl Receiver {
                 received => break received?,
             }
         };
-        let mut fd = None;
+        let mut fds = Vec::new();
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                fd = fds.last().or(fd);
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                fds.extend(received);
             }
         }
         if received.bytes == 0 {
@@ -249,7 +302,7 @@ impl Receiver {
             number: u64::from_le_bytes(number),
             more: head[8] & 1 != 0,
             json: json.to_vec(),
-            fd,
+            fds,
         }))
     }
 
@@ -257,7 +310,7 @@ impl Receiver {
     pub(super) fn request(
         &mut self,
         socket: impl AsFd,
-    ) -> io::Result<Option<(u64, Request, Option<OwnedFd>)>> {
+    ) -> io::Result<Option<(u64, Request, Vec<OwnedFd>)>> {
         let Some(piece) = self.piece(socket.as_fd())? else {
             return Ok(None);
         };
@@ -266,11 +319,14 @@ impl Receiver {
         }
         let request = serde_json::from_slice(&piece.json)
             .map_err(|e| protocol(format!("a request that is none: {e}")))?;
-        Ok(Some((piece.number, request, piece.fd)))
+        Ok(Some((piece.number, request, piece.fds)))
     }
 
     /// The next whole answer; `None` at the end.
-    pub(super) fn answer(&mut self, socket: impl AsFd) -> io::Result<Option<(u64, Answer)>> {
+    pub(super) fn answer(
+        &mut self,
+        socket: impl AsFd,
+    ) -> io::Result<Option<(u64, Answer, Vec<OwnedFd>)>> {
         loop {
             let Some(piece) = self.piece(socket.as_fd())? else {
                 return Ok(None);
@@ -286,7 +342,7 @@ impl Receiver {
             }
             let answer = serde_json::from_slice(&json)
                 .map_err(|e| protocol(format!("an answer that is none: {e}")))?;
-            return Ok(Some((piece.number, answer)));
+            return Ok(Some((piece.number, answer, piece.fds)));
         }
     }
 }

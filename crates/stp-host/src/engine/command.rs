@@ -6,11 +6,12 @@ use std::fmt;
 use std::time::Duration;
 
 use stp_core::PeerInfo;
-use stp_format::{SeatCounters, SystemName};
+use stp_format::{ProcessName, SeatCounters, SystemName};
 
 use super::error::ListenError;
+use super::gifts::{GiftError, HandedEnd};
 use super::local::LocalSide;
-use crate::control::{ConnectFailure, Connected, StreamToken};
+use crate::control::{ConnectFailure, Connected, GiftId, Offer, Outcome, StreamToken, Taken};
 
 /// Where an answer goes. Runs on the engine's thread: it must not block.
 pub struct Reply<T>(Option<Box<dyn FnOnce(Option<T>) + Send>>);
@@ -90,6 +91,48 @@ pub enum Command<L: LocalSide> {
     Abort {
         /// Which.
         token: StreamToken,
+    },
+    /// Offer a stream to other programs.
+    Give {
+        /// Which, to whom, how long.
+        offer: Box<Offer>,
+        /// A copy of the program's end.
+        end: L::Handle,
+        /// When it is settled.
+        outcome: Reply<Outcome>,
+        /// At once.
+        reply: Reply<Result<GiftId, GiftError>>,
+    },
+    /// Take a gift back.
+    Withdraw {
+        /// Which.
+        gift: GiftId,
+    },
+    /// Wait for a gift.
+    Take {
+        /// Names the attempt for [`Command::CancelTake`].
+        ticket: u64,
+        /// Under which name.
+        name: ProcessName,
+        /// When there is one.
+        reply: Reply<Result<HandedEnd<L::Handle>, GiftError>>,
+    },
+    /// Nobody waits for this gift any more.
+    CancelTake {
+        /// Which attempt.
+        ticket: u64,
+    },
+    /// The taker has a gift and wants it.
+    Confirm {
+        /// Which.
+        gift: GiftId,
+        /// When it is the taker's.
+        reply: Reply<Result<Taken, GiftError>>,
+    },
+    /// The taker does not want it, or is gone.
+    PutBack {
+        /// Which.
+        gift: GiftId,
     },
     /// Who else is there.
     Peers {

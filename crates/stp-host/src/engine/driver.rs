@@ -7,6 +7,7 @@
 //! - A stream's socket is closed only after its last received byte was handed over, or when it is reset.
 //! - A program's end without a mark is its death: the peer gets a reset, never a clean end.
 
+mod gifts;
 pub(super) mod leave;
 mod openings;
 
@@ -16,11 +17,13 @@ use std::sync::Arc;
 use stp_core::{
     Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, StreamId, Time,
 };
+use stp_format::SystemName;
 use stp_medium::{Completion, Medium, Op, OpId};
 
 use super::clock::Clock;
 use super::command::{Command, Reply};
 use super::error::connect_failure;
+use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
 use super::ports::{Ports, WAIT_MAX, Waiting};
 use super::verdict::{Ending, Verdicts};
@@ -109,6 +112,8 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     by_token: HashMap<StreamToken, StreamId>,
     openings: BTreeMap<StreamId, Opening<L::Socket>>,
     ports: Ports<L::Listener>,
+    gifts: Gifts<L::Handle>,
+    system: SystemName,
     verdicts: Arc<Verdicts>,
     /// The last token given; the next is one further.
     last_token: u64,
@@ -135,6 +140,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         last_token: u64,
     ) -> Self {
         let now = clock.now();
+        let system = config.system;
         Self {
             node: Node::new(config, claimed, now),
             clock,
@@ -143,6 +149,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             by_token: HashMap::new(),
             openings: BTreeMap::new(),
             ports: Ports::new(),
+            gifts: Gifts::new(),
+            system,
             verdicts,
             last_token,
             phase: Phase::Running,
@@ -190,6 +198,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.node.handle_timeout(now);
         }
         self.retry_openings(now);
+        self.expire_gifts(now);
         self.drain_events(now);
         more |= self.deliver(now);
         more |= self.pull(now);
@@ -201,6 +210,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let wake_at = [
             self.node.poll_timeout(),
             self.ports.poll_timeout(),
+            self.gifts.poll_timeout(),
             match self.phase {
                 Phase::Lingering { deadline } | Phase::Leaving { deadline } => Some(deadline),
                 Phase::Running | Phase::Over(_) => None,
@@ -255,6 +265,21 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                     self.forget(id, Some(Ending::Reset(ResetReason::Aborted)));
                 }
             }
+            Command::Give {
+                offer,
+                end,
+                outcome,
+                reply,
+            } => self.give(now, *offer, end, outcome, reply),
+            Command::Withdraw { gift } => self.withdraw_gift(gift),
+            Command::Take {
+                ticket,
+                name,
+                reply,
+            } => self.take(now, ticket, name, reply),
+            Command::CancelTake { ticket } => self.cancel_take(ticket),
+            Command::Confirm { gift, reply } => self.confirm_gift(gift, reply),
+            Command::PutBack { gift } => self.put_back(now, gift),
             Command::Peers { reply } => reply.send(self.node.peers().collect()),
             Command::Stats { reply } => reply.send(self.node.stats()),
             Command::Leave { linger } => {
@@ -456,6 +481,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             return;
         };
         self.by_token.remove(&stream.token);
+        self.forget_in_gifts(id);
         if let Some(ending) = ending {
             self.verdicts.decide(stream.token, ending);
         }

@@ -14,7 +14,9 @@ use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use stp_core::{Limits, ResetReason, Timings};
-use stp_format::{Geometry, GroupName, SeatCounters, SeatId, Superblock, SystemName, VolumeId};
+use stp_format::{
+    Geometry, GroupName, ProcessName, SeatCounters, SeatId, Superblock, SystemName, VolumeId,
+};
 use stp_medium::Medium;
 
 use super::command::{Command, Reply};
@@ -24,7 +26,8 @@ use super::local::{UnixLocal, UnixSocket};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
 use crate::control::{
-    Calls, ConnectFailure, Connected, Opening, Peer, PeerState, StreamToken, Verdict as CallVerdict,
+    Calls, ConnectFailure, Connected, GiftId, Handed, Offer, Opening, Peer, PeerState, StreamToken,
+    Taken, Verdict as CallVerdict,
 };
 use crate::rendezvous::SystemDir;
 
@@ -413,7 +416,7 @@ impl EngineHandle {
         Ok(self.push(command)?)
     }
 
-    fn next_ticket(&self) -> u64 {
+    pub(super) fn next_ticket(&self) -> u64 {
         self.engine.shared.tickets.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -421,7 +424,7 @@ impl EngineHandle {
         self.engine.pid != std::process::id()
     }
 
-    fn push(&self, command: Command<UnixLocal>) -> Result<(), Stopped> {
+    pub(super) fn push(&self, command: Command<UnixLocal>) -> Result<(), Stopped> {
         if self.is_foreign() {
             return Err(Stopped::Forked);
         }
@@ -429,7 +432,7 @@ impl EngineHandle {
     }
 
     /// Why there was no answer.
-    fn why_stopped(&self) -> Stopped {
+    pub(super) fn why_stopped(&self) -> Stopped {
         // The engine drops replies just before it says why; a leave drops them while it goes on.
         let patience = Instant::now() + GRACE;
         loop {
@@ -441,7 +444,7 @@ impl EngineHandle {
         }
     }
 
-    fn ask<T: Send + 'static>(
+    pub(super) fn ask<T: Send + 'static>(
         &self,
         at_most: Option<Duration>,
         command: impl FnOnce(Reply<T>) -> Command<UnixLocal>,
@@ -535,6 +538,26 @@ impl Calls for EngineHandle {
 
     fn abort(&self, token: StreamToken) {
         let _ = self.push(Command::Abort { token });
+    }
+
+    fn give(&self, offer: &Offer, end: OwnedFd, notice: OwnedFd) -> io::Result<GiftId> {
+        self.give_stream(offer, end, notice)
+    }
+
+    fn withdraw(&self, gift: GiftId) {
+        let _ = self.push(Command::Withdraw { gift });
+    }
+
+    fn take(&self, name: &ProcessName, wait: Duration) -> io::Result<Handed> {
+        self.take_stream(name, wait)
+    }
+
+    fn confirm(&self, gift: GiftId) -> io::Result<Taken> {
+        self.confirm_gift(gift)
+    }
+
+    fn put_back(&self, gift: GiftId) {
+        let _ = self.push(Command::PutBack { gift });
     }
 
     fn peers(&self) -> io::Result<Vec<Peer>> {

@@ -76,6 +76,8 @@ pub enum Delivery<S> {
 pub trait LocalSide {
     /// The engine's end of one program's stream.
     type Socket: Send + std::fmt::Debug;
+    /// A copy of the program's own end, while a stream changes its owner.
+    type Handle: Send + std::fmt::Debug;
     /// Where a port's connections are handed over.
     type Listener: Send + std::fmt::Debug;
 
@@ -95,6 +97,12 @@ pub trait LocalSide {
     fn is_hung_up(&mut self, socket: &Self::Socket) -> bool;
     /// Whether the program, which is gone, left received bytes unread.
     fn has_left_unread(&mut self, socket: &Self::Socket) -> bool;
+    /// Whether the program can send no more, as of now.
+    fn is_write_shut(&mut self, socket: &Self::Socket) -> bool;
+    /// Another copy of a program's end.
+    fn copy_handle(&mut self, handle: &Self::Handle) -> io::Result<Self::Handle>;
+    /// Lets go of a copy. The last one's end is the program's end.
+    fn drop_handle(&mut self, handle: Self::Handle);
     /// Ends both directions and forgets the socket.
     fn close(&mut self, socket: Self::Socket);
     /// Hands a connection from `peer`:`peer_port` to a listener; `token` makes tokens for its name.
@@ -184,6 +192,7 @@ impl UnixLocal {
 
 impl LocalSide for UnixLocal {
     type Socket = UnixSocket;
+    type Handle = OwnedFd;
     type Listener = PathBuf;
 
     fn watch(&mut self, id: StreamId, socket: &mut UnixSocket) -> io::Result<()> {
@@ -240,13 +249,19 @@ impl LocalSide for UnixLocal {
     }
 
     fn is_hung_up(&mut self, socket: &UnixSocket) -> bool {
-        let mut polled = [PollFd::new(&socket.fd, PollFlags::empty())];
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        rustix::event::poll(&mut polled, Some(&zero)).is_ok()
-            && polled[0].revents().contains(PollFlags::HUP)
+        polled(&socket.fd, PollFlags::empty()).contains(PollFlags::HUP)
+    }
+
+    fn is_write_shut(&mut self, socket: &UnixSocket) -> bool {
+        polled(&socket.fd, PollFlags::RDHUP).intersects(PollFlags::RDHUP | PollFlags::HUP)
+    }
+
+    fn copy_handle(&mut self, handle: &OwnedFd) -> io::Result<OwnedFd> {
+        handle.try_clone()
+    }
+
+    fn drop_handle(&mut self, handle: OwnedFd) {
+        drop(handle);
     }
 
     fn has_left_unread(&mut self, socket: &UnixSocket) -> bool {
@@ -296,6 +311,19 @@ impl LocalSide for UnixLocal {
 
     fn poll_ready(&mut self) -> Option<(StreamId, Ready)> {
         self.ready.pop()
+    }
+}
+
+/// What the kernel says of a socket now.
+fn polled(fd: &OwnedFd, asked: PollFlags) -> PollFlags {
+    let mut polled = [PollFd::new(fd, asked)];
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match rustix::event::poll(&mut polled, Some(&zero)) {
+        Ok(_) => polled[0].revents(),
+        Err(_) => PollFlags::empty(),
     }
 }
 

@@ -202,6 +202,34 @@ impl Verdicts {
         }
     }
 
+    /// Whether anything is known of a stream.
+    pub(super) fn is_known(&self, token: StreamToken) -> bool {
+        self.table().records.contains_key(&token)
+    }
+
+    /// A stream changes its owner and its token. The old owner's mark goes along only if its bytes have
+    /// `ended`: otherwise it would make the new owner's death look like an end in order.
+    pub(super) fn hand_over(&self, from: StreamToken, to: StreamToken, ended: bool) {
+        let marked = ended && self.is_marked(from);
+        let Some((ending, over)) = self
+            .table()
+            .records
+            .get(&from)
+            .map(|record| (record.ending, record.ended))
+        else {
+            return;
+        };
+        self.open(to);
+        self.decide(to, ending);
+        if marked {
+            self.mark_clean(to);
+        }
+        if over {
+            self.end(to);
+        }
+        self.cancel(from);
+    }
+
     /// The engine stops: whatever is open is broken.
     pub(super) fn end_all(&self, reason: ResetReason) {
         for (token, record) in &mut self.table().records {

@@ -2,16 +2,18 @@
 //!
 //! - It belongs to one user and is closed to everybody else (0700); anything else is refused.
 //! - `<run-dir>/host-id` identifies the host, made once.
-//! - `<run-dir>/<volume>/<system>/` holds `engine.sock`, `engine.lock`, `ports/` and `seats/`.
+//! - `<run-dir>/<volume>/<system>/` holds `engine.sock`, `engine.lock`, `ports/`, `seats/` and `gifts/`.
 //! - What a crashed process leaves behind is told from what is alive by the kernel alone: a lock that
 //!   can be taken, or a socket that nobody holds. Nothing here trusts a process id or a time.
 //! - A path too long for a socket address is reached through its directory's descriptor.
 
+mod gifts;
 mod names;
 mod path;
 mod ports;
 mod run_dir;
 
+pub use gifts::{GiftSocket, Offered, Passed, take_gift};
 pub use names::{PeerName, PeerNameKind};
 pub use path::SocketPath;
 pub use ports::{EPHEMERAL_PORTS, PortFile, PortSocket, Reservation};

@@ -242,7 +242,8 @@ impl RunDir {
         let id = volume.to_string();
         let group = self.path.join(&id[..16]);
         let path = group.join(system.as_str());
-        for directory in [&group, &path, &path.join("ports"), &path.join("seats")] {
+        let rooms = ["ports", "seats", "gifts"].map(|room| path.join(room));
+        for directory in [&group, &path].into_iter().chain(&rooms) {
             private_dir(directory, false)?;
         }
         Ok(SystemDir {
@@ -285,6 +286,11 @@ impl SystemDir {
     /// The listening socket of `port`.
     pub fn port_socket(&self, port: u16) -> PathBuf {
         self.path.join("ports").join(format!("{port}.sock"))
+    }
+
+    /// Where streams between programs of this system wait for a taker.
+    pub(super) fn gifts(&self) -> PathBuf {
+        self.path.join("gifts")
     }
 
     /// The ports that a process of this system holds now, in order.

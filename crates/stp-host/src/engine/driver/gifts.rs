@@ -1,0 +1,199 @@
+//! Giving and taking: a stream's program's end passes from one program to another.
+//!
+//! - Bytes that wait in the local socket stay where they are: the taker goes on at the exact byte.
+//! - The taker gets a new token, so what the giver still says under the old one reaches nobody's stream.
+
+use stp_core::{StreamId, Time};
+use stp_format::ProcessName;
+use stp_medium::Medium;
+
+use super::{Driver, Phase};
+use crate::control::{GiftId, Offer, Outcome, Taken};
+use crate::engine::clock::Clock;
+use crate::engine::command::Reply;
+use crate::engine::gifts::{
+    CONFIRM_MAX, Confirmed, GIFTS_MAX, Gift, GiftError, HandedEnd, Held, TAKERS_MAX, Taker,
+};
+use crate::engine::local::LocalSide;
+
+impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
+    pub(super) fn give(
+        &mut self,
+        now: Time,
+        offer: Offer,
+        end: L::Handle,
+        outcome: Reply<Outcome>,
+        reply: Reply<Result<GiftId, GiftError>>,
+    ) {
+        if !matches!(self.phase, Phase::Running) {
+            return; // dropping the replies says it
+        }
+        let refused = if offer.to != self.system {
+            let why = format!(
+                "a stream cannot be moved to another system ({}) by this engine",
+                offer.to
+            );
+            Some(GiftError::Impossible(why))
+        } else if self.gifts.standing.len() >= GIFTS_MAX {
+            Some(GiftError::TooMany)
+        } else if !self.verdicts.is_known(offer.token) {
+            Some(GiftError::Over)
+        } else if self
+            .gifts
+            .standing
+            .values()
+            .any(|gift| gift.token == offer.token)
+        {
+            Some(GiftError::Twice)
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            self.local.drop_handle(end);
+            return reply.send(Err(why));
+        }
+        let id = self.gifts.next_id();
+        let gift = Gift {
+            stream: self.by_token.get(&offer.token).copied(),
+            token: offer.token,
+            offer,
+            end,
+            deadline: now + offer.wait,
+            held: Held::Giver,
+            outcome,
+        };
+        self.gifts.standing.insert(id, gift);
+        reply.send(Ok(id));
+        self.match_takers(now, &offer.name);
+    }
+
+    pub(super) fn take(
+        &mut self,
+        now: Time,
+        ticket: u64,
+        name: ProcessName,
+        reply: Reply<Result<HandedEnd<L::Handle>, GiftError>>,
+    ) {
+        if !matches!(self.phase, Phase::Running) {
+            return; // dropping the reply says it
+        }
+        if self.gifts.takers.len() >= TAKERS_MAX {
+            return reply.send(Err(GiftError::TooMany));
+        }
+        let taker = Taker {
+            ticket,
+            name,
+            reply,
+        };
+        self.gifts.takers.push_back(taker);
+        self.match_takers(now, &name);
+    }
+
+    /// Hands free gifts to those who wait for them, both in the order in which they came.
+    fn match_takers(&mut self, now: Time, name: &ProcessName) {
+        while let Some(at) = self.gifts.takers.iter().position(|t| t.name == *name)
+            && let Some(id) = self.gifts.free(name)
+            && let Some(gift) = self.gifts.standing.get_mut(&id)
+        {
+            let Some(taker) = self.gifts.takers.remove(at) else {
+                return;
+            };
+            match self.local.copy_handle(&gift.end) {
+                Ok(end) => {
+                    gift.held = Held::Taker(now + CONFIRM_MAX);
+                    taker.reply.send(Ok(HandedEnd { gift: id, end }));
+                }
+                Err(error) => taker.reply.send(Err(GiftError::Socket(error.to_string()))),
+            }
+        }
+    }
+
+    pub(super) fn cancel_take(&mut self, ticket: u64) {
+        let found = self.gifts.takers.iter().position(|t| t.ticket == ticket);
+        if let Some(taker) = found.and_then(|at| self.gifts.takers.remove(at)) {
+            taker.reply.send(Err(GiftError::None));
+        }
+    }
+
+    pub(super) fn confirm_gift(&mut self, id: GiftId, reply: Reply<Confirmed>) {
+        let handed = |gift: &Gift<L::Handle>| matches!(gift.held, Held::Taker(_));
+        if !self.gifts.standing.get(&id).is_some_and(handed) {
+            return reply.send(Err(GiftError::Gone));
+        }
+        let Some(gift) = self.gifts.standing.remove(&id) else {
+            return;
+        };
+        let token = Self::next_token(&mut self.last_token);
+        let stream = gift.stream.and_then(|id| self.streams.get_mut(&id));
+        // The giver's word that its bytes have ended holds only if they have.
+        let ended = match &stream {
+            Some(stream) => stream.finished || self.local.is_write_shut(&stream.socket),
+            None => true,
+        };
+        self.verdicts.hand_over(gift.token, token, ended);
+        if let Some(stream) = stream {
+            stream.token = token;
+            self.by_token.remove(&gift.token);
+            self.by_token.extend(gift.stream.map(|id| (token, id)));
+        }
+        let Offer { local, peer, .. } = gift.offer;
+        gift.outcome.send(Outcome::Taken);
+        self.local.drop_handle(gift.end);
+        reply.send(Ok(Taken { token, local, peer }));
+    }
+
+    pub(super) fn put_back(&mut self, now: Time, id: GiftId) {
+        let Some(gift) = self.gifts.standing.get_mut(&id) else {
+            return;
+        };
+        if matches!(gift.held, Held::Taker(_)) {
+            gift.held = Held::Giver;
+            let name = gift.offer.name;
+            self.match_takers(now, &name);
+        }
+    }
+
+    pub(super) fn withdraw_gift(&mut self, id: GiftId) {
+        self.end_gift(id, Outcome::Withdrawn);
+    }
+
+    /// A gift that stays the giver's.
+    fn end_gift(&mut self, id: GiftId, outcome: Outcome) {
+        if let Some(gift) = self.gifts.standing.remove(&id) {
+            gift.outcome.send(outcome);
+            // If the giver has gone meanwhile, this is the stream's end.
+            self.local.drop_handle(gift.end);
+        }
+    }
+
+    /// Gives up what has waited too long.
+    pub(super) fn expire_gifts(&mut self, now: Time) {
+        while self.gifts.poll_timeout().is_some_and(|at| at <= now) {
+            let overdue = |gift: &Gift<L::Handle>| match gift.held {
+                Held::Giver => gift.deadline <= now,
+                Held::Taker(until) => until <= now,
+            };
+            let gifts = self.gifts.standing.iter();
+            let found = gifts.filter(|(_, gift)| overdue(gift)).map(|(id, gift)| {
+                let handed = matches!(gift.held, Held::Taker(_));
+                (*id, handed)
+            });
+            let found: Vec<_> = found.collect();
+            for (id, handed) in found {
+                match handed {
+                    true => self.put_back(now, id),
+                    false => self.end_gift(id, Outcome::Expired),
+                }
+            }
+        }
+    }
+
+    /// The node is done with a stream. What is left in its socket can still be taken here.
+    pub(super) fn forget_in_gifts(&mut self, id: StreamId) {
+        for gift in self.gifts.standing.values_mut() {
+            if gift.stream == Some(id) {
+                gift.stream = None;
+            }
+        }
+    }
+}
