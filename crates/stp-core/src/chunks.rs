@@ -47,6 +47,10 @@ impl Chunks {
         self.bytes == 0
     }
 
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes as u64
+    }
+
     pub(crate) fn clear(&mut self) {
         self.chunks.clear();
         self.bytes = 0;

@@ -103,6 +103,8 @@ pub struct Limits {
     pub window_start: u64,
     /// Bytes that a peer may send ahead of the reader at the most.
     pub window_max: u64,
+    /// Bytes of all streams' first windows together, about: the more streams, the smaller a new one begins.
+    pub windows_start: u64,
     /// Bytes by which all windows together may grow.
     pub window_growth: u64,
     /// Extents that one ring takes at the most.
@@ -118,6 +120,7 @@ impl Default for Limits {
             read_depth: 4,
             window_start: 256 << 10,
             window_max: 4 << 20,
+            windows_start: 1 << 30,
             window_growth: 256 << 20,
             ring_extents: 16,
         }

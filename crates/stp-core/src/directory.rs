@@ -15,6 +15,9 @@ use stp_format::{
 /// The most time that one look at the directory may add to a peer's silence.
 const STEP_MAX: Duration = Duration::from_millis(1500);
 
+/// Looks after which a record that no node of this version writes is told: what is torn is whole by then.
+const ODD_LOOKS: u32 = 100;
+
 /// Incarnations further apart than this are not taken for lives of one seat on a peer's word.
 const LIVES_MAX: u64 = 1 << 32;
 
@@ -67,6 +70,23 @@ pub(crate) enum Change {
     State,
 }
 
+/// By what a node knows its own record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) nonce: u64,
+    pub(crate) record_version: u64,
+}
+
+impl Own {
+    /// Whether somebody else wrote a record of the own seat: a later life, another claimer that chose the same
+    /// number, or a copy of this very process.
+    fn is_overtaken_by(&self, record: &SeatRecord) -> bool {
+        let twin = record.nonce != self.nonce || record.record_version > self.record_version;
+        record.incarnation > self.incarnation || (record.incarnation == self.incarnation && twin)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Directory {
     volume: VolumeId,
@@ -75,6 +95,10 @@ pub(crate) struct Directory {
     pub(crate) peers: Vec<Option<Peer>>,
     /// Per seat and copy: what the copy looked like when it was last decoded.
     seen: Vec<[Option<(Incarnation, u64, u64)>; 2]>,
+    /// Per seat: looks at a sealed record that no node of this version writes.
+    odd: Vec<u32>,
+    /// What was found of such, to be told.
+    pub(crate) oddities: Vec<(SeatId, &'static str)>,
     /// Time during which this node could have heard its peers.
     watch: Duration,
     read_at: Option<Time>,
@@ -95,6 +119,8 @@ impl Directory {
             own,
             peers: (0..seats).map(|_| None).collect(),
             seen: alloc::vec![[None; 2]; seats],
+            odd: alloc::vec![0; seats],
+            oddities: Vec::new(),
             watch: Duration::ZERO,
             read_at: None,
         }
@@ -112,14 +138,14 @@ impl Directory {
     }
 
     /// Takes a read of the first seats' records in. `healthy` says that this node's own writes
-    /// succeed. Calls `changed` for each seat of which something is new; answers the highest
-    /// incarnation of a foreign record in the own seat.
+    /// succeed. Puts each seat of which something is new into `changes`; answers the highest
+    /// incarnation that shows that the own seat is another's.
     pub(crate) fn handle_read(
         &mut self,
         now: Time,
         bytes: &[u8],
         healthy: bool,
-        own: Incarnation,
+        own: &Own,
         changes: &mut Vec<(SeatId, Change)>,
     ) -> Option<Incarnation> {
         let step = now
@@ -140,22 +166,16 @@ impl Directory {
                 let Some(record) = self.decode(bytes, seat) else {
                     continue;
                 };
+                self.odd[index] = 0;
                 self.seen[index][copy] = look;
                 if record.state == SeatState::Claiming {
                     continue;
                 }
                 if seat == self.own {
-                    if record.incarnation > own {
+                    if own.is_overtaken_by(&record) {
                         fenced_by = fenced_by.max(Some(record.incarnation));
                     }
                     continue;
-                }
-                // What stood in the own seat may have been overwritten by this node itself, late.
-                let known = record.links.get(usize::from(self.own.0));
-                if let Some(seen) = known.map(|link| link.peer_incarnation)
-                    && is_later(seen, own)
-                {
-                    fenced_by = fenced_by.max(Some(seen));
                 }
                 if let Some(change) = self.take(index, record) {
                     changes.push((seat, change));
@@ -165,14 +185,49 @@ impl Directory {
                 changes.push((seat, Change::State));
             }
         }
-        fenced_by
+        fenced_by.max(self.word_of_peers(own.incarnation))
     }
 
-    /// A copy that is torn or late is simply not there yet.
-    fn decode(&self, bytes: &[u8], seat: SeatId) -> Option<SeatRecord> {
-        let record: Result<_, Damage> =
-            SeatRecord::decode(bytes, self.volume, &self.geometry, seat);
-        record.ok()
+    /// A successor that peers have seen in the own seat: what stood there may have been overwritten by this
+    /// node itself, late. More of the living must have seen it than still see this node, so that one that
+    /// lies ends nobody else's life.
+    fn word_of_peers(&self, own: Incarnation) -> Option<Incarnation> {
+        let (mut later, mut by, mut same) = (None, 0, 0);
+        let living = |peer: &&Peer| peer.state == PeerState::Up;
+        for peer in self.peers.iter().flatten().filter(living) {
+            let link = peer.record.links.get(usize::from(self.own.0));
+            let seen = link.map_or(Incarnation(0), |link| link.peer_incarnation);
+            if is_later(seen, own) {
+                later = later.max(Some(seen));
+                by += 1;
+            } else if seen == own {
+                same += 1;
+            }
+        }
+        later.filter(|_| by > same)
+    }
+
+    /// A copy that is torn or late is simply not there yet. One that stays what this node cannot take for a
+    /// record is told.
+    fn decode(&mut self, bytes: &[u8], seat: SeatId) -> Option<SeatRecord> {
+        let damage = match SeatRecord::decode(bytes, self.volume, &self.geometry, seat) {
+            Ok(record) => return Some(record),
+            Err(damage) => damage,
+        };
+        let what = match damage {
+            Damage::Version(_) => "a seat record of another format version: update one of the two",
+            Damage::Volume(_) => "a seat record of another volume",
+            Damage::Field(_) | Damage::Name(..) | Damage::Features(_) => {
+                "a seat record with impossible values"
+            }
+            Damage::Blank | Damage::Magic | Damage::Checksum | Damage::Length(_) => return None,
+        };
+        let odd = &mut self.odd[usize::from(seat.0)];
+        *odd = odd.saturating_add(1);
+        if *odd == ODD_LOOKS {
+            self.oddities.push((seat, what));
+        }
+        None
     }
 
     fn take(&mut self, index: usize, record: SeatRecord) -> Option<Change> {

@@ -41,6 +41,9 @@ pub enum Event {
     PeerGone(SeatId, SystemName, ResetReason),
     /// A peer wrote what no node writes; its streams were reset.
     PeerBroken(SeatId, &'static str),
+    /// A peer's frame did not fit its stream, which was reset; how many such frames it has sent by now. Told
+    /// for the first, the second, the fourth, and so on.
+    StreamBroken(SeatId, &'static str, u64),
     /// A live node of another host bears this system's name.
     NameTwice(SeatId),
     /// Another incarnation sits in this seat: the node must stop at once.
@@ -66,6 +69,8 @@ pub enum ConnectError {
     TooManyStreams,
     /// No extent is left for a link to that peer.
     NoRing,
+    /// The system's node wrote what no node writes, and is cut off for a while.
+    PeerBroken,
     /// The peer ended it meanwhile.
     Reset(ResetReason),
     /// This node is leaving or fenced.
@@ -80,6 +85,7 @@ impl fmt::Display for ConnectError {
             Self::Refused => f.write_str("nobody listens on that port"),
             Self::TooManyStreams => f.write_str("this node's socket table is full"),
             Self::NoRing => f.write_str("this seat has no space left for another link"),
+            Self::PeerBroken => f.write_str("the system's engine breaks the protocol"),
             Self::Reset(reason) => write!(f, "reset while connecting: {reason}"),
             Self::Stopped => f.write_str("this engine is stopping"),
         }

@@ -31,5 +31,5 @@ pub use config::{Limits, NodeConfig, Timings};
 pub use directory::{PeerInfo, PeerState};
 pub use event::{ConnectError, Event, ListenError, ResetReason, StreamId};
 pub use io::{Io, IoAction, IoDone, IoFault};
-pub use node::{Node, StreamInfo};
+pub use node::{Load, Node, StreamInfo};
 pub use time::Time;

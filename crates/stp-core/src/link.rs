@@ -38,6 +38,13 @@ pub(crate) struct Link {
     /// By the name that the *peer* writes.
     pub(crate) keys: BTreeMap<StreamKey, StreamId>,
     pub(crate) ending: Option<Ending>,
+    /// Streams that the peer asked for and that no program's queue has taken yet.
+    pub(crate) offered: usize,
+    /// How often this incarnation of the peer was cut off, and until when it still is.
+    pub(crate) breaks: u32,
+    pub(crate) shunned_until: Time,
+    /// Frames of it that did not fit their streams.
+    pub(crate) misfits: u64,
 }
 
 impl Link {
@@ -51,6 +58,10 @@ impl Link {
             incoming: None,
             keys: BTreeMap::new(),
             ending: None,
+            offered: 0,
+            breaks: 0,
+            shunned_until: Time::ZERO,
+            misfits: 0,
         }
     }
 
@@ -60,6 +71,9 @@ impl Link {
             self.peer_incarnation = peer;
             self.peer_epoch = Epoch(0);
             self.floor = Epoch(0);
+            self.breaks = 0;
+            self.shunned_until = Time::ZERO;
+            self.misfits = 0;
         }
         if self.my_epoch == Epoch(0) {
             self.my_epoch = Epoch(1);

@@ -64,6 +64,19 @@ struct Stage {
     look_at: Time,
 }
 
+impl Stage {
+    /// What stands here cannot be right: late, torn or damaged. It is looked at again.
+    fn late(&mut self, now: Time) -> Look {
+        self.late = self.late.saturating_add(1);
+        self.look_at = now + (LATE_PAUSE * (1 << self.late.min(9))).min(LATE_PAUSE_MAX);
+        if self.late == LATE_REPORT {
+            Look::Damaged
+        } else {
+            Look::Found
+        }
+    }
+}
+
 /// What a finished look found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -119,6 +132,12 @@ impl Incoming {
     /// The last segment taken in.
     pub(crate) fn taken(&self) -> Seq {
         Seq(self.next_seq.0 - 1)
+    }
+
+    /// Whether a peer that keeps to its ring can have written segments up to `last`: it uses no slot again
+    /// before this node has taken in what was there.
+    pub(crate) fn may_be_last(&self, last: Seq) -> bool {
+        last.0 < self.next_seq.0.saturating_add(u64::from(self.slots))
     }
 
     /// The peer's record says that segments up to `last` were written.
@@ -234,8 +253,11 @@ impl Incoming {
             return (Look::Nothing, None);
         };
         match peek_segment(buf.bytes(), expected.volume) {
-            Ok((info, len)) if expected.matches(&info, seq) && UnitBuf::units_for(len) <= whole => {
+            Ok((info, len)) if expected.matches(&info, seq) => {
                 let units = UnitBuf::units_for(len);
+                if units > whole {
+                    return (stage.late(now), Some(buf));
+                }
                 stage.units = Some(units);
                 stage.look_at = now;
                 self.news_at = now;
@@ -266,13 +288,7 @@ impl Incoming {
         let Some(head) = self.stages.front_mut() else {
             return Look::Nothing;
         };
-        head.late = head.late.saturating_add(1);
-        head.look_at = now + (LATE_PAUSE * (1 << head.late.min(9))).min(LATE_PAUSE_MAX);
-        if head.late == LATE_REPORT {
-            Look::Damaged
-        } else {
-            Look::Found
-        }
+        head.late(now)
     }
 
     /// The head was taken in.

@@ -172,6 +172,11 @@ impl Outgoing {
         self.kept.len() >= self.slots as usize
     }
 
+    /// Bytes of memory that segments hold until they are acknowledged.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.data.len() as u64).sum()
+    }
+
     /// Whether everything sent is acknowledged.
     pub(crate) fn drained(&self) -> bool {
         self.kept.is_empty() && self.builder.as_ref().is_none_or(SegmentBuilder::is_empty)

@@ -87,6 +87,8 @@ pub(crate) struct Stream {
     /// Bytes allowed to the peer in all.
     pub(crate) recv_limit: u64,
     pub(crate) window: u64,
+    /// What the window was at first.
+    pub(crate) window_start: u64,
     /// When the limit was last moved on.
     pub(crate) granted_at: Time,
     pub(crate) received: Chunks,

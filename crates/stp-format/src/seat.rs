@@ -18,6 +18,8 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 pub const SEAT_MAGIC: [u8; 8] = *b"STPseat\n";
 /// Listening ports that a record lists at the most.
 pub const PORTS_MAX: usize = 512;
+/// Incarnations and record versions stay below this, so that there is always a next one.
+const NUMBERS_MAX: u64 = 1 << 63;
 const HEAD_BYTES: usize = SEAT_RECORD_HEAD_BYTES - 2 * PORTS_MAX;
 
 record! {
@@ -315,6 +317,12 @@ impl SeatRecord {
             3 => SeatState::Left,
             _ => return Err(Damage::Field("state")),
         };
+        if head.incarnation.get() >= NUMBERS_MAX {
+            return Err(Damage::Field("incarnation"));
+        }
+        if head.record_version.get() >= NUMBERS_MAX {
+            return Err(Damage::Field("record_version"));
+        }
         let listed = usize::from(head.ports.get());
         if listed > PORTS_MAX {
             return Err(Damage::Field("ports"));

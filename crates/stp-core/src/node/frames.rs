@@ -11,8 +11,11 @@ use stp_format::{Frame, FrameBody};
 /// begun before the death was known.
 const ENDING_MISSES: u32 = 2;
 
+/// This part of what all peers share is out of one peer's reach, so that none takes everything.
+const RESERVE_PART: usize = 8;
+
 /// What no node writes.
-type Broken = &'static str;
+pub(super) type Broken = &'static str;
 
 impl Node {
     pub(super) fn handle_look(
@@ -55,9 +58,12 @@ impl Node {
             }
             return;
         }
+        if look == Look::Damaged {
+            let what = "a segment stays longer than its slot";
+            self.events.push_back(Event::PeerBroken(seat, what));
+        }
         if let Err(broken) = self.take_in(now, seat) {
-            self.events.push_back(Event::PeerBroken(seat, broken));
-            self.end_link(now, seat, ResetReason::Protocol);
+            self.cut_off(now, seat, broken);
         }
     }
 
@@ -85,7 +91,7 @@ impl Node {
                     });
                     incoming.advance(now, info.wants_ack, quiet);
                     if info.acked_epoch == link.my_epoch {
-                        self.handle_acked(now, seat, info.acked_seq);
+                        self.handle_acked(seat, info.acked_seq)?;
                     }
                     for frame in frames {
                         let frame = frame.map_err(|_| "a frame of impossible form")?;
@@ -189,11 +195,25 @@ impl Node {
             }
         };
         if !fits {
+            let misfits = &mut self.links[usize::from(seat.0)].misfits;
+            *misfits += 1;
+            if misfits.is_power_of_two() {
+                let told = Event::StreamBroken(seat, misfit(&frame.body), *misfits);
+                self.events.push_back(told);
+            }
             let key = answer_key(key);
             self.end_stream(now, id, ResetReason::Protocol);
             self.send_reset(seat, key, ResetReason::Protocol);
         }
         Ok(())
+    }
+
+    /// How much of a limit one peer may use up: where there are others, not all.
+    fn share(&self, limit: usize) -> usize {
+        match self.config.geometry.seats {
+            ..=2 => limit,
+            _ => limit - limit / RESERVE_PART,
+        }
     }
 
     fn handle_open(
@@ -212,13 +232,19 @@ impl Node {
             // No way to answer; the opener gives up in its own time.
             return Ok(());
         }
+        let rows = self.config.geometry.scbs();
+        let link = &self.links[usize::from(seat.0)];
         let refusal = if self.phase != Phase::Up {
             Some(ResetReason::EngineStopped)
         } else if !self.listeners.contains_key(&port) {
             Some(ResetReason::Refused)
-        } else if self.offered >= self.limits().offered {
+        } else if self.offered >= self.limits().offered
+            || link.offered >= self.share(self.limits().offered)
+        {
             Some(ResetReason::BacklogFull)
-        } else if self.streams.len() >= self.limits().streams {
+        } else if self.streams.len() >= self.limits().streams
+            || link.keys.len() >= self.share(self.limits().streams.min(rows))
+        {
             Some(ResetReason::TooManyStreams)
         } else {
             None
@@ -242,7 +268,9 @@ impl Node {
             return Ok(());
         };
         self.offered += 1;
-        self.links[usize::from(seat.0)].keys.insert(key, id);
+        let link = &mut self.links[usize::from(seat.0)];
+        link.offered += 1;
+        link.keys.insert(key, id);
         self.events.push_back(Event::Incoming {
             id,
             port,
@@ -253,27 +281,35 @@ impl Node {
     }
 
     /// The peer has taken in all segments up to `seq`.
-    pub(super) fn handle_acked(&mut self, now: Time, seat: SeatId, seq: Seq) {
+    pub(super) fn handle_acked(&mut self, seat: SeatId, seq: Seq) -> Result<(), Broken> {
         let link = &mut self.links[usize::from(seat.0)];
         let Some(outgoing) = &mut link.outgoing else {
-            return;
+            return Ok(());
         };
-        match outgoing.handle_acked(seq, &mut self.pool) {
-            Ok(ended) => {
-                for id in ended {
-                    if let Some(stream) = self.streams.get_mut(id) {
-                        stream.send_end = SendEnd::Acknowledged;
-                        self.table.touch(stream.row);
-                    }
-                    self.close_if_done(id);
-                }
+        let ended = outgoing
+            .handle_acked(seq, &mut self.pool)
+            .map_err(|()| "an acknowledgement of a segment that was never sent")?;
+        for id in ended {
+            if let Some(stream) = self.streams.get_mut(id) {
+                stream.send_end = SendEnd::Acknowledged;
+                self.table.touch(stream.row);
             }
-            Err(()) => {
-                let what = "an acknowledgement of a segment that was never sent";
-                self.events.push_back(Event::PeerBroken(seat, what));
-                self.end_link(now, seat, ResetReason::Protocol);
-            }
+            self.close_if_done(id);
         }
+        Ok(())
+    }
+}
+
+/// What is wrong with a frame that does not fit its stream.
+fn misfit(body: &FrameBody<'_>) -> Broken {
+    match body {
+        FrameBody::Open { .. } => "an open frame for a stream that exists",
+        FrameBody::Accept { .. } => "an accept frame for a stream that is open",
+        FrameBody::Data { .. } => "data at a wrong offset, beyond its credit or after its end",
+        FrameBody::Credit { .. } => "credit that is taken back",
+        FrameBody::Urgent { .. } => "an urgent mark before the stream is open",
+        FrameBody::Fin { .. } => "an end at a wrong offset",
+        FrameBody::Reset { .. } => "a reset",
     }
 }
 

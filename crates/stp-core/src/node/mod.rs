@@ -9,9 +9,12 @@
 //! `sockets.rs` holds what programs ask for.
 
 mod frames;
+mod load;
 mod peers;
 mod sockets;
 mod traffic;
+
+pub use load::Load;
 
 use crate::claim::Claimed;
 use crate::config::{Limits, NodeConfig, Timings};
@@ -123,6 +126,8 @@ pub struct Node {
     /// Streams that wait for a directory read that began after they asked.
     resolving: Vec<StreamId>,
     offered: usize,
+    /// All streams' first windows.
+    windows_start: u64,
     /// What all streams' windows have grown by.
     window_growth: u64,
     table: Table,
@@ -172,6 +177,7 @@ impl Node {
             listeners: BTreeMap::new(),
             resolving: Vec::new(),
             offered: 0,
+            windows_start: 0,
             window_growth: 0,
             table: Table::new(geometry.scbs()),
             table_unit_touched: now,

@@ -6,6 +6,9 @@ use stp_format::Incarnation;
 
 /// How long what a dead peer had published is still read.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// How long a peer that wrote what no node writes is cut off at first, doubling up to [`SHUN_MAX`].
+const SHUN_FIRST: Duration = Duration::from_millis(100);
+const SHUN_MAX: Duration = Duration::from_secs(60);
 /// Between two reads of the whole directory.
 const FULL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -44,10 +47,18 @@ impl Node {
         };
         let healthy = self.healthy(now);
         let mut changes = Vec::new();
-        let fenced_by =
-            self.directory
-                .handle_read(now, buf.bytes(), healthy, self.incarnation, &mut changes);
+        let own = crate::directory::Own {
+            incarnation: self.incarnation,
+            nonce: self.config.nonce,
+            record_version: self.own.record_version,
+        };
+        let fenced_by = self
+            .directory
+            .handle_read(now, buf.bytes(), healthy, &own, &mut changes);
         self.pool.give_back(buf);
+        for (seat, what) in core::mem::take(&mut self.directory.oddities) {
+            self.events.push_back(Event::PeerBroken(seat, what));
+        }
         if let Some(by) = fenced_by {
             self.fence(now, by);
             return;
@@ -153,6 +164,16 @@ impl Node {
         }
     }
 
+    /// The peer wrote what no node writes: its session ends, and each time the next begins later.
+    pub(super) fn cut_off(&mut self, now: Time, seat: SeatId, what: &'static str) {
+        self.events.push_back(Event::PeerBroken(seat, what));
+        let link = &mut self.links[usize::from(seat.0)];
+        let pause = (SHUN_FIRST * (1 << link.breaks.min(10))).min(SHUN_MAX);
+        link.breaks = link.breaks.saturating_add(1);
+        link.shunned_until = now + pause;
+        self.end_link(now, seat, ResetReason::Protocol);
+    }
+
     fn end_streams(&mut self, now: Time, seat: SeatId, reason: ResetReason) {
         let link = &mut self.links[usize::from(seat.0)];
         let ids: Vec<_> = core::mem::take(&mut link.keys).into_values().collect();
@@ -171,7 +192,9 @@ impl Node {
         let entry: LinkEntry = entry.copied().unwrap_or_default();
         let geometry = self.config.geometry;
         let link = &mut self.links[usize::from(seat.0)];
+        let shunned = link.peer_incarnation == incarnation && link.shunned_until > now;
         if link.ending.is_some()
+            || shunned
             || entry.peer_incarnation != self.incarnation
             || entry.epoch == Epoch(0)
         {
@@ -216,10 +239,15 @@ impl Node {
             link.incoming = Some(crate::receiver::Incoming::new(&geometry, entry.ring, now));
         }
         if let Some(incoming) = &mut link.incoming {
+            if !incoming.may_be_last(entry.last_seq) {
+                return self.cut_off(now, seat, "a last segment that its ring cannot hold");
+            }
             incoming.handle_hint(now, entry.last_seq);
         }
-        if entry.acked_epoch == link.my_epoch {
-            self.handle_acked(now, seat, entry.acked_seq);
+        if entry.acked_epoch == link.my_epoch
+            && let Err(broken) = self.handle_acked(seat, entry.acked_seq)
+        {
+            self.cut_off(now, seat, broken);
         }
     }
 
@@ -241,6 +269,9 @@ impl Node {
         }
         if link.outgoing.is_some() && link.peer_incarnation == incarnation {
             return Ok(());
+        }
+        if link.peer_incarnation == incarnation && link.shunned_until > self.now {
+            return Err(ConnectError::PeerBroken);
         }
         let ring = self
             .extents

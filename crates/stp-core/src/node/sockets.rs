@@ -12,6 +12,10 @@ use stp_format::segment::StreamKey;
 /// one system rarely choose the same.
 pub(super) const EPHEMERAL_PORTS: RangeInclusive<u16> = 32768..=60999;
 
+/// A new stream's window is at most this part of what is left for first windows, and at least that.
+const WINDOW_PART: u64 = 16;
+const WINDOW_LEAST: u64 = 16 << 10;
+
 impl Node {
     /// Listens on a port of this system. [`Event::Listening`] tells when peers can see it.
     pub fn listen(&mut self, port: u16) -> Result<(), ListenError> {
@@ -197,6 +201,7 @@ impl Node {
         stream.phase = StreamPhase::Open;
         stream.pending.accept = true;
         self.offered -= 1;
+        self.links[usize::from(stream.seat.0)].offered -= 1;
         self.table.touch(stream.row);
         self.queue_control(id);
     }
@@ -296,7 +301,11 @@ impl Node {
 
     /// A stream's beginnings; the caller sets phase and ports.
     pub(super) fn new_stream(&self, seat: SeatId, key: StreamKey, peer: SystemName) -> Stream {
-        let window = self.limits().window_start;
+        let limits = self.limits();
+        let left = limits.windows_start.saturating_sub(self.windows_start);
+        let window = limits
+            .window_start
+            .min((left / WINDOW_PART).max(WINDOW_LEAST));
         Stream {
             phase: StreamPhase::Resolving,
             seat,
@@ -317,6 +326,7 @@ impl Node {
             taken: 0,
             recv_limit: window,
             window,
+            window_start: window,
             granted_at: self.now,
             received: Chunks::default(),
             blocked: false,
@@ -331,6 +341,7 @@ impl Node {
     /// Gives a stream a row of the socket table, if there is one.
     pub(super) fn insert_stream(&mut self, stream: Stream) -> Option<StreamId> {
         let row = self.table.take(Row::Free)?;
+        self.windows_start += stream.window_start;
         let id = self.streams.insert(Stream { row, ..stream });
         self.table.set(row, Row::Stream(id));
         Some(id)
@@ -341,8 +352,10 @@ impl Node {
             return;
         };
         self.table.free(stream.row);
-        self.window_growth -= stream.window - self.limits().window_start;
-        let keys = &mut self.links[usize::from(stream.seat.0)].keys;
+        self.windows_start -= stream.window_start;
+        self.window_growth -= stream.window - stream.window_start;
+        let link = &mut self.links[usize::from(stream.seat.0)];
+        let keys = &mut link.keys;
         let key = answer_key(stream.key);
         // After a reset the name may already be free; a later stream never has the same number.
         if keys.get(&key) == Some(&id) {
@@ -350,6 +363,7 @@ impl Node {
         }
         if stream.phase == StreamPhase::Offered {
             self.offered -= 1;
+            link.offered -= 1;
         }
         if stream.key.by_writer {
             self.ports_taken.remove(&stream.local_port);

@@ -11,7 +11,18 @@ const FILL_TURN: usize = 32 << 10;
 /// A program that takes half its window in this time keeps up with its peer.
 const KEEPS_UP: Duration = Duration::from_millis(50);
 /// Resets of forgotten streams that wait for a segment, at the most: as many as there can be streams.
-const RESETS_MAX: usize = 65_536;
+pub(super) const RESETS_MAX: usize = 65_536;
+
+/// A queue grows by this before streams that are gone are swept out of it.
+pub(super) const GONE_MAX: usize = 64;
+
+/// Streams that are gone leave a queue when it is their turn, which may never come where a peer does not
+/// acknowledge: without this, a queue would grow with every stream that is given up.
+fn forget_gone(queue: &mut VecDeque<StreamId>, streams: &Streams) {
+    if queue.len() > 2 * streams.len() + GONE_MAX {
+        queue.retain(|id| streams.get(*id).is_some());
+    }
+}
 
 impl Node {
     /// The program's socket has bytes, or its end.
@@ -189,6 +200,7 @@ impl Node {
         if let Some(outgoing) = &mut self.links[usize::from(stream.seat.0)].outgoing {
             stream.in_fill = true;
             outgoing.fill.push_back(id);
+            forget_gone(&mut outgoing.fill, &self.streams);
         }
     }
 
@@ -212,6 +224,7 @@ impl Node {
         if let Some(outgoing) = &mut self.links[usize::from(stream.seat.0)].outgoing {
             stream.in_control = true;
             outgoing.control.push_back(id);
+            forget_gone(&mut outgoing.control, &self.streams);
         }
     }
 

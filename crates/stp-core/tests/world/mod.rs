@@ -5,6 +5,8 @@
 //! - Every program's stream is checked as it runs: what arrives is a prefix of what was sent.
 
 #![allow(unreachable_pub)]
+// Each test binary uses a part of it.
+#![allow(dead_code)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -91,6 +93,8 @@ pub struct Host {
     /// What a new incoming stream's program does.
     pub serve: fn(u16) -> Option<App>,
     pub frozen: bool,
+    /// Its programs take the connections that come in; otherwise those wait.
+    pub takes: bool,
     locks: bool,
     life: u64,
     started: u64,
@@ -110,7 +114,7 @@ pub struct World {
     held: BTreeMap<(u16, bool), usize>,
 }
 
-const VOLUME: VolumeId = VolumeId([9; 16]);
+pub const VOLUME: VolumeId = VolumeId([9; 16]);
 
 impl World {
     pub fn new(seed: u64, seats: u16, bytes: u64) -> Self {
@@ -151,6 +155,7 @@ impl World {
             events: Vec::new(),
             serve: |_| Some(App::default()),
             frozen: false,
+            takes: true,
             locks,
             life: 0,
             started: 0,
@@ -345,6 +350,9 @@ impl World {
             let Some(node) = &mut this.node else { return };
             while let Some(event) = node.poll_event() {
                 busy = true;
+                if !this.takes && matches!(event, Event::Incoming { .. }) {
+                    continue;
+                }
                 handle_event(node, time, &mut this.apps, this.serve, &event);
                 this.events.push(event);
             }

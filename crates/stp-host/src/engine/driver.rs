@@ -594,6 +594,13 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 what,
                 "a node writes what no node should: its streams were reset, run `stp check`"
             ),
+            Event::StreamBroken(seat, what, frames) => tracing::warn!(
+                volume = %self.label,
+                %seat,
+                what,
+                frames,
+                "a node's frames do not fit their streams: those were reset"
+            ),
             Event::Fenced(_) => {
                 self.reset_all(ResetReason::Fenced);
                 self.phase = Phase::Over(Over::Fenced);

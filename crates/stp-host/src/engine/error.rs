@@ -194,7 +194,7 @@ pub(super) fn connect_failure(why: stp_core::ConnectError) -> ConnectFailure {
         Why::TooManyStreams => ConnectFailure::TooManyStreams,
         Why::Reset(reason) => ConnectFailure::Reset(reason.to_string()),
         why @ Why::Stopped => ConnectFailure::EngineGone(why.to_string()),
-        why @ Why::NoRing => ConnectFailure::Failed(why.to_string()),
+        why @ (Why::NoRing | Why::PeerBroken) => ConnectFailure::Failed(why.to_string()),
     }
 }
 
