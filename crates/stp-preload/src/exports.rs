@@ -39,6 +39,7 @@ macro_rules! exports {
             ///
             /// # Safety
             /// As the C library's.
+            // SAFETY: meant to stand before the C library's function of this name, with the same signature.
             #[unsafe(no_mangle)]
             pub(crate) unsafe extern $abi fn $name($($argument: $type),*) -> $result {
                 let routes = routes();

@@ -47,6 +47,7 @@ extern "C" fn load(
     routes();
 }
 
+// SAFETY: the section holds functions of this signature, which the dynamic linker calls once.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOAD: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = load;
