@@ -1,8 +1,9 @@
 //! A system of a lab: its own files, run directory and processes, and as root its own namespaces.
 //!
-//! - What two hosts share is the volume and nothing else: each has a network, a `/run`, an IPC space and a host
-//!   name of its own, and cannot see the other's files.
-//! - The namespaces live as long as their holder, a shell that waits for the end of its input.
+//! - What two hosts share is the volume and nothing else: each has a network, a `/run`, an IPC space, process numbers
+//!   and a host name of its own, and cannot see the other's files.
+//! - The namespaces live as long as their holder, which waits for the end of its input. It is the host's process 1:
+//!   with it end all processes of the host, also those that left their group and their parent.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -32,7 +33,7 @@ pub struct Host {
     volume: PathBuf,
     folder: PathBuf,
     run_dir: PathBuf,
-    namespaces: Namespaces,
+    namespaces: Arc<Namespaces>,
     isolated: Result<Holder, String>,
 }
 
@@ -42,7 +43,7 @@ struct Holder {
     _input: ChildStdin,
 }
 
-/// Run inside fresh namespaces: `/run` of its own, the other hosts' files hidden, ready.
+/// Run inside fresh namespaces: `/run` of its own, the other hosts' files hidden, orphans that end forgotten, ready.
 const SETUP: &str = r#"
 set -e
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -55,7 +56,7 @@ rmdir /run/own
 echo "$SYSTEM" 2>/dev/null > /proc/sys/kernel/hostname || true
 if [ "$NET" = Loopback ]; then PATH=$PATH:/usr/sbin:/sbin ip link set lo up; fi
 echo ready
-read -r _ || true
+exec env --ignore-signal=CHLD cat
 "#;
 
 impl Host {
@@ -71,7 +72,7 @@ impl Host {
             volume: volume.to_owned(),
             run_dir: folder.join("run"),
             folder,
-            namespaces: Namespaces::default(),
+            namespaces: Arc::default(),
             isolated: Err(String::new()),
         };
         host.isolated = host.isolate(&hosts);
@@ -89,6 +90,10 @@ impl Host {
                 "--mount",
                 "--uts",
                 "--ipc",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
                 "--propagation",
                 "slave",
                 "sh",
@@ -114,11 +119,20 @@ impl Host {
             return Err(format!("no namespaces here: {}", process.err().trim()));
         }
         let open = |kind: &str| File::open(format!("/proc/{}/ns/{kind}", process.id()));
-        let namespaces: Result<Vec<_>, _> = ["net", "uts", "ipc", "mnt"]
+        let entered: Result<Vec<_>, _> = ["net", "uts", "ipc", "mnt"]
             .into_iter()
             .map(|k| open(k).map(Into::into))
             .collect();
-        self.namespaces = Arc::new(namespaces.map_err(|error| format!("namespaces: {error}"))?);
+        // The holder itself stands outside the process numbers that it made for its children.
+        let numbers = open("pid_for_children");
+        self.namespaces = Arc::new(Namespaces {
+            entered: entered.map_err(|error| format!("namespaces: {error}"))?,
+            numbers: Some(
+                numbers
+                    .map_err(|error| format!("namespaces: {error}"))?
+                    .into(),
+            ),
+        });
         self.run_dir = PathBuf::from("/run/stp");
         Ok(Holder {
             process,

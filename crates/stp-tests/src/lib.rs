@@ -12,6 +12,7 @@ mod host;
 pub mod pattern;
 mod skip;
 mod spawn;
+mod stage;
 mod volume;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use host::{Host, Net};
 pub use skip::{skip, skip_part};
 pub use spawn::{Cmd, Proc, Ran};
+pub use stage::{Stage, Transport, find_program};
 pub use volume::{Kind, Volume};
 
 /// The limit after which something is taken to hang.
@@ -246,6 +248,18 @@ pub fn make_tree(top: &Path, key: u64) {
 /// # Errors
 /// The first difference.
 pub fn same_tree(left: &Path, right: &Path, times: bool) -> Result<(), String> {
+    compare(left, right, true, times)
+}
+
+/// Says how two files or folders differ in names and contents.
+///
+/// # Errors
+/// The first difference.
+pub fn same_content(left: &Path, right: &Path) -> Result<(), String> {
+    compare(left, right, false, false)
+}
+
+fn compare(left: &Path, right: &Path, modes: bool, times: bool) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
     let at = |side: &Path| {
         std::fs::symlink_metadata(side).map_err(|error| format!("{}: {error}", side.display()))
@@ -261,7 +275,7 @@ pub fn same_tree(left: &Path, right: &Path, times: bool) -> Result<(), String> {
     if a.file_type() != b.file_type() {
         return differ("kind");
     }
-    if a.mode() != b.mode() {
+    if modes && a.mode() != b.mode() {
         return differ("permissions");
     }
     if a.is_dir() {
@@ -279,7 +293,7 @@ pub fn same_tree(left: &Path, right: &Path, times: bool) -> Result<(), String> {
         }
         return listed
             .iter()
-            .try_for_each(|name| same_tree(&left.join(name), &right.join(name), times));
+            .try_for_each(|name| compare(&left.join(name), &right.join(name), modes, times));
     }
     if times && a.mtime() != b.mtime() {
         return differ("time of change");

@@ -20,14 +20,20 @@ use rustix::process::{Pid, Signal};
 use crate::{HANG, wait_for};
 
 /// Namespaces to start in, as open files.
-pub(crate) type Namespaces = Arc<Vec<OwnedFd>>;
+#[derive(Default)]
+pub(crate) struct Namespaces {
+    /// What the process itself enters.
+    pub entered: Vec<OwnedFd>,
+    /// The process numbers; only its parent can choose them.
+    pub numbers: Option<OwnedFd>,
+}
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A process to be.
 pub struct Cmd {
     command: Command,
-    namespaces: Namespaces,
+    namespaces: Arc<Namespaces>,
     folder: PathBuf,
     label: String,
     logs: PathBuf,
@@ -37,7 +43,7 @@ pub struct Cmd {
 impl Cmd {
     pub(crate) fn new(
         program: &OsStr,
-        namespaces: &Namespaces,
+        namespaces: &Arc<Namespaces>,
         folder: &Path,
         logs: &Path,
     ) -> Self {
@@ -56,6 +62,13 @@ impl Cmd {
             logs: logs.to_owned(),
             stdout: None,
         }
+    }
+
+    /// What its logs are called, if not like the program.
+    #[must_use]
+    pub fn called(mut self, label: &str) -> Self {
+        label.clone_into(&mut self.label);
+        self
     }
 
     /// Adds an argument.
@@ -151,7 +164,7 @@ impl Cmd {
         let enter = move || -> io::Result<()> {
             rustix::process::setpgid(None, None)?;
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            for namespace in namespaces.iter() {
+            for namespace in &namespaces.entered {
                 rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
             }
             rustix::process::chdir(&folder)?;
@@ -160,7 +173,8 @@ impl Cmd {
         // SAFETY: between fork and exec the closure makes system calls only; it allocates nothing beyond a path
         // that fits the stack and takes no lock.
         unsafe { self.command.pre_exec(enter) };
-        let child = start(self.command).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let child =
+            start(self.command, self.namespaces).unwrap_or_else(|error| panic!("{line}: {error}"));
         Proc {
             child,
             line,
@@ -191,8 +205,8 @@ impl Cmd {
 }
 
 /// Starts a command on the thread that lives as long as the process.
-fn start(command: Command) -> io::Result<Child> {
-    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+fn start(command: Command, namespaces: Arc<Namespaces>) -> io::Result<Child> {
+    type Job = (Command, Arc<Namespaces>, mpsc::Sender<io::Result<Child>>);
     static STARTER: Mutex<Option<mpsc::Sender<Job>>> = Mutex::new(None);
     let (answer, answered) = mpsc::channel();
     let mut starter = STARTER
@@ -201,20 +215,32 @@ fn start(command: Command) -> io::Result<Child> {
     let queue = starter.get_or_insert_with(|| {
         let (queue, jobs) = mpsc::channel::<Job>();
         std::thread::spawn(move || {
-            for (mut command, answer) in jobs {
+            for (command, namespaces, answer) in jobs {
                 // The asker waits for the answer, so it is there.
-                let _ = answer.send(command.spawn());
+                let _ = answer.send(start_numbered(command, &namespaces));
             }
         });
         queue
     });
     queue
-        .send((command, answer))
+        .send((command, namespaces, answer))
         .map_err(|_| io::Error::other("the starter is gone"))?;
     drop(starter);
     answered
         .recv()
         .map_err(|_| io::Error::other("the starter is gone"))?
+}
+
+/// Starts a command as a child of this thread, among the host's process numbers.
+fn start_numbered(mut command: Command, namespaces: &Namespaces) -> io::Result<Child> {
+    let Some(numbers) = &namespaces.numbers else {
+        return command.spawn();
+    };
+    let own = File::open("/proc/thread-self/ns/pid")?;
+    rustix::thread::move_into_link_name_space(numbers.as_fd(), None)?;
+    let child = command.spawn();
+    rustix::thread::move_into_link_name_space(own.as_fd(), None)?;
+    child
 }
 
 /// A process of a host.

@@ -1,7 +1,5 @@
 //! The harness keeps its own promises: hosts are apart, volumes are shared, nothing is left behind.
 
-use std::path::Path;
-
 use stp_tests::{Kind, Lab, Net, Volume, skip, wait_for};
 
 #[test]
@@ -52,18 +50,51 @@ fn a_host_sees_the_end_of_its_processes_and_leaves_none() {
         (ran.code(), ran.text().as_str(), ran.err.as_str()),
         (3, "out\n", "err\n")
     );
+    let mark = alpha.path("sleeper").display().to_string();
     let sleeper = alpha
         .cmd("sh")
-        .args(["-c", "sleep 1000 & echo $!; wait"])
+        .args(["-c", "sh -c 'sleep 1000; :' \"$1\" & wait", "sh", &mark])
         .spawn();
-    let child = wait_for("a grandchild", stp_tests::HANG, || {
-        sleeper.out().trim().parse::<u32>().ok()
+    wait_for("a grandchild", stp_tests::HANG, || {
+        runs(&mark).then_some(())
     });
     drop(sleeper);
-    let gone = || !Path::new(&format!("/proc/{child}")).exists();
     wait_for("the grandchild's end", stp_tests::HANG, || {
-        gone().then_some(())
+        (!runs(&mark)).then_some(())
     });
+}
+
+/// A process that left its group and its parent ends with its host, where hosts have process numbers of their own.
+#[test]
+fn a_host_takes_its_daemons_with_it() {
+    if !rustix::process::geteuid().is_root() {
+        return skip(
+            "daemons end with their host",
+            "not root: no process numbers of its own",
+        );
+    }
+    let mut lab = Lab::new("daemons end");
+    lab.host("alpha", Net::None);
+    let [alpha] = lab.hosts();
+    let mark = alpha.path("daemon").display().to_string();
+    let script = "setsid sh -c 'sleep 1000; :' \"$1\" </dev/null >/dev/null 2>&1 &";
+    alpha.cmd("sh").args(["-c", script, "sh", &mark]).ok();
+    wait_for("a daemon", stp_tests::HANG, || runs(&mark).then_some(()));
+    drop(lab);
+    wait_for("the daemon's end", stp_tests::HANG, || {
+        (!runs(&mark)).then_some(())
+    });
+}
+
+/// Whether a shell whose `$0` is `mark` runs.
+fn runs(mark: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+        .any(|line| {
+            let mut words = line.split(|byte| *byte == 0);
+            words.any(|word| word == b"sleep 1000; :") && words.any(|word| word == mark.as_bytes())
+        })
 }
 
 fn two_views_are_one_storage(kind: Kind) {
