@@ -53,7 +53,14 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
 
     let mut tally = Tally::default();
     let built = repo::cargo()
-        .args(["build", "--locked", "--package", "stp-cli", "--bins"])
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "stp-cli",
+            "--package",
+            "stp-preload",
+        ])
         .status()?;
     if built.success() {
         let environment = |command: &mut Command| {
@@ -103,9 +110,9 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
         environment(&mut command);
         run_libtest(command, "cargo test --doc", &mut tally)?;
     } else {
-        tally
-            .broken
-            .push(format!("cargo build --package stp-cli: {built}"));
+        tally.broken.push(format!(
+            "cargo build --package stp-cli --package stp-preload: {built}"
+        ));
     }
     add_own_skips(&std::fs::read_to_string(&skips)?, &mut tally);
     std::fs::remove_file(&skips)?;

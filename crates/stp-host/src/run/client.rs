@@ -36,6 +36,9 @@ const PATH_BYTES_MAX: usize = 107;
 /// Systems that are asked for at most.
 const SYSTEMS_TOTAL_MAX: usize = 4096;
 
+/// What keeps a process from asking at all.
+const OWN_LIMITS: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -60,6 +63,8 @@ impl Error {
     /// The error number that a socket call reports for it.
     pub fn errno(&self) -> i32 {
         match self {
+            // No fault of the engine's: the program can do something about it.
+            Self::NoEngine(own) if OWN_LIMITS.iter().any(|e| e.raw_os_error() == *own) => *own,
             Self::NoEngine(_) => Errno::NETDOWN.raw_os_error(),
             Self::Silent => Errno::TIMEDOUT.raw_os_error(),
             Self::Version(_) | Self::Nonsense => Errno::PROTO.raw_os_error(),

@@ -1,7 +1,7 @@
 /* One sequence of socket calls for two roles, every result printed: run over plain TCP and over STP, the output must
  * be the same.
  *
- * - lockstep server|client OWN PEER PORT: addresses as they are to be seen; PORT and the two after it are the server's.
+ * - lockstep server|client OWN PEER PORT: the two hosts as they are to be seen; PORT and the two after it are the server's.
  * - A step that depends on the other role waits for what that role does (a byte, an end, a poll event), never for
  *   time; so every line is the same in every run.
  * - Names are printed as what they mean: `host` for an address of one of the two, P+0.. for the server's ports.
@@ -70,6 +70,20 @@ static int report_fd(const char *what, int fd) {
 static void fatal(const char *what) {
     printf("%s: FATAL %s: %s\n", scene, what, strerror(errno));
     exit(3);
+}
+
+/* A host's address as text. */
+static const char *resolve(const char *host) {
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM}, *found;
+    int error = getaddrinfo(host, NULL, &hints, &found);
+    char text[64];
+    if (error) {
+        printf("FATAL %s: %s\n", host, gai_strerror(error));
+        exit(3);
+    }
+    inet_ntop(AF_INET, &((struct sockaddr_in *)(void *)found->ai_addr)->sin_addr, text, sizeof text);
+    freeaddrinfo(found);
+    return strdup(text);
 }
 
 static struct sockaddr_in v4(const char *ip, int at) {
@@ -861,8 +875,8 @@ int main(int count, char **arguments) {
     if (count != 5)
         return 2;
     server = !strcmp(arguments[1], "server");
-    own = arguments[2];
-    other = arguments[3];
+    own = resolve(arguments[2]);
+    other = resolve(arguments[3]);
     port = atoi(arguments[4]);
     if (server) {
         int one = 1;
