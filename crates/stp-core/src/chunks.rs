@@ -79,6 +79,23 @@ impl Chunks {
         });
     }
 
+    /// Appends bytes of the caller's own.
+    pub(crate) fn push_own(&mut self, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len();
+            self.chunks.push_back(Chunk::Owned { bytes, at: 0 });
+        }
+    }
+
+    /// A copy of all.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let mut all = Vec::with_capacity(self.bytes);
+        for chunk in &self.chunks {
+            all.extend_from_slice(chunk.bytes());
+        }
+        all
+    }
+
     /// The bytes in front, as far as they lie together; empty if there are none.
     pub(crate) fn front(&self) -> &[u8] {
         self.chunks.front().map(Chunk::bytes).unwrap_or_default()

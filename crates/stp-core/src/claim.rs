@@ -546,6 +546,7 @@ impl Claim {
             counters: SeatCounters::default(),
             ports: Vec::new(),
             ports_overflow: false,
+            moves: false,
             links: alloc::vec![LinkEntry::default(); usize::from(self.config.geometry.seats)],
         };
         let claimed = Claimed {

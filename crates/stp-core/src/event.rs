@@ -33,6 +33,14 @@ pub enum Event {
     Reset(StreamId, ResetReason),
     /// Both directions are done and acknowledged; the stream is gone.
     Closed(StreamId),
+    /// A stream that was to be held is still: [`crate::Node::stillness`] has what its new owner needs.
+    Held(StreamId),
+    /// The far end of a stream that was to be held moves itself, and goes first: try again later.
+    HoldLost(StreamId),
+    /// A stream that was held goes on as before.
+    Resumed(StreamId),
+    /// A stream that was held has another owner; it is gone here.
+    Moved(StreamId),
     /// A peer appeared or is heard again.
     PeerUp(SeatId, SystemName),
     /// A peer is silent; its streams wait.
@@ -94,6 +102,32 @@ impl fmt::Display for ConnectError {
 
 impl core::error::Error for ConnectError {}
 
+/// Why a stream cannot be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldError {
+    /// It is over, or not open yet.
+    Over,
+    /// It is being moved already, by one end or the other.
+    Busy,
+    /// The far system's node does not know how streams move.
+    OldPeer(SystemName),
+}
+
+impl fmt::Display for HoldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Over => f.write_str("the stream is over"),
+            Self::Busy => f.write_str("the stream is being moved already"),
+            Self::OldPeer(system) => write!(
+                f,
+                "the engine of {system} is of a release that cannot move streams: update it"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for HoldError {}
+
 /// Why a port cannot be listened on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenError {
@@ -141,6 +175,8 @@ pub enum ResetReason {
     Fenced = 9,
     /// The program's queue did not take the connection in time.
     BacklogFull = 10,
+    /// The stream to be adopted is not held for that: it stayed with its owner, or went to another.
+    NotHeld = 11,
 }
 
 impl ResetReason {
@@ -156,6 +192,7 @@ impl ResetReason {
             8 => Self::PeerDied,
             9 => Self::Fenced,
             10 => Self::BacklogFull,
+            11 => Self::NotHeld,
             _ => Self::Aborted,
         }
     }
@@ -174,6 +211,7 @@ impl fmt::Display for ResetReason {
             Self::PeerDied => "the engine at the other end died",
             Self::Fenced => "this engine lost its seat to another",
             Self::BacklogFull => "the listener's queue stayed full",
+            Self::NotHeld => "the stream was not to be had any more",
         })
     }
 }

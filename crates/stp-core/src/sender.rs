@@ -6,14 +6,14 @@
 //! - Group commit: with nothing under way, whatever there is goes out at once; otherwise only a segment that
 //!   is nearly full does, up to the depth.
 
-use crate::event::{ResetReason, StreamId};
+use crate::event::StreamId;
 use crate::time::{Time, earliest};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 use stp_format::segment::StreamKey;
-use stp_format::{Geometry, Ring, SegmentBuilder, Seq, UNIT_BYTES, UnitBuf};
+use stp_format::{FrameBody, Geometry, Ring, SegmentBuilder, Seq, UNIT_BYTES, UnitBuf};
 
 /// A failed write is tried again after this, doubling.
 const FAULT_PAUSE: Duration = Duration::from_millis(10);
@@ -105,8 +105,8 @@ pub(crate) struct Outgoing {
     pub(crate) control: VecDeque<StreamId>,
     /// Streams to pull bytes for.
     pub(crate) fill: VecDeque<StreamId>,
-    /// Resets of streams that this node has forgotten.
-    pub(crate) resets: VecDeque<(StreamKey, ResetReason)>,
+    /// Last words, resets for the most part, of streams that this node has forgotten.
+    pub(crate) farewells: VecDeque<(StreamKey, FrameBody<'static>)>,
     sealed_at: Option<Time>,
 }
 
@@ -124,7 +124,7 @@ impl Outgoing {
             fins: VecDeque::new(),
             control: VecDeque::new(),
             fill: VecDeque::new(),
-            resets: VecDeque::new(),
+            farewells: VecDeque::new(),
             sealed_at: None,
         }
     }
@@ -187,6 +187,12 @@ impl Outgoing {
         let units = usize::from(self.ring.slot_units);
         self.builder
             .get_or_insert_with(|| SegmentBuilder::new(pool.take(units)))
+    }
+
+    /// The stream is on another link now.
+    pub(crate) fn forget(&mut self, id: StreamId) {
+        self.control.retain(|queued| *queued != id);
+        self.fill.retain(|queued| *queued != id);
     }
 
     pub(crate) fn fin_in_builder(&mut self, id: StreamId) {

@@ -9,7 +9,7 @@ use crate::event::{ResetReason, StreamId};
 use crate::time::Time;
 use alloc::vec::Vec;
 use stp_format::segment::StreamKey;
-use stp_format::{ScbState, SeatId, SystemName};
+use stp_format::{Adopt, MoveToken, ScbState, SeatId, SystemName};
 
 /// How far the connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,27 @@ pub(crate) enum SendEnd {
     Acknowledged,
 }
 
+/// Whether the stream is to have another node at one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moving {
+    No,
+    /// This node wants to give it away and has asked the far node to hold it.
+    Holding(MoveToken),
+    /// The far node holds it: nothing is under way in either direction.
+    Still(MoveToken),
+    /// This node keeps it after all and waits for the far node's word.
+    Resuming,
+    /// The far node wants to give it away: this node sends nothing, and will obey whoever adopts it.
+    Held(MoveToken),
+}
+
+impl Moving {
+    /// This node is the giver: nothing is pulled, delivered or allowed to the peer.
+    pub(crate) fn is_giving(self) -> bool {
+        matches!(self, Self::Holding(_) | Self::Still(_) | Self::Resuming)
+    }
+}
+
 /// Control frames that wait for the next segment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pending {
@@ -44,11 +65,24 @@ pub(crate) struct Pending {
     pub(crate) accept: bool,
     pub(crate) credit: bool,
     pub(crate) fin: bool,
+    pub(crate) adopt: bool,
+    pub(crate) hold: bool,
+    pub(crate) held: bool,
+    pub(crate) resume: bool,
+    pub(crate) resumed: bool,
 }
 
 impl Pending {
     pub(crate) fn any(self) -> bool {
-        self.open || self.accept || self.credit || self.fin
+        self.open
+            || self.accept
+            || self.credit
+            || self.fin
+            || self.adopt
+            || self.hold
+            || self.held
+            || self.resume
+            || self.resumed
     }
 }
 
@@ -102,6 +136,14 @@ pub(crate) struct Stream {
     pub(crate) reset: Option<ResetReason>,
     /// The program's socket is gone, since when.
     pub(crate) released: Option<Time>,
+
+    pub(crate) moving: Moving,
+    /// Since when the far node wants it held.
+    pub(crate) held_at: Time,
+    /// With which words this node adopts it, until they are answered.
+    pub(crate) adopt: Option<Adopt>,
+    /// `local_port` was taken for it by this node.
+    pub(crate) owns_port: bool,
 }
 
 impl Stream {
@@ -125,11 +167,24 @@ impl Stream {
             && self.send_end == SendEnd::Open
             && self.sent < self.send_limit
             && self.reset.is_none()
+            && self.moving == Moving::No
+    }
+
+    /// The control frames that may be sent now: a stream that is held does not finish before it is known whose
+    /// it is.
+    pub(crate) fn due(&self) -> Pending {
+        let may_finish = self.moving == Moving::No || self.pending.hold;
+        Pending {
+            fin: self.pending.fin && may_finish,
+            ..self.pending
+        }
     }
 
     /// Whether the peer shall be allowed more: half the window is used up.
     pub(crate) fn wants_credit(&self) -> bool {
-        !self.fin_received && self.recv_limit - self.taken <= self.window / 2
+        !self.fin_received
+            && !self.moving.is_giving()
+            && self.recv_limit - self.taken <= self.window / 2
     }
 }
 

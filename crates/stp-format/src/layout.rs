@@ -84,4 +84,9 @@ pub const LAYOUTS: &[Layout] = &[
     crate::segment::SegmentHead::LAYOUT,
     crate::segment::FrameHead::LAYOUT,
     crate::segment::OpenBytes::LAYOUT,
+    crate::segment::HoldBytes::LAYOUT,
+    crate::segment::AdoptBytes::LAYOUT,
+    crate::gift::GiftHead::LAYOUT,
+    crate::gift::GiftOfferBytes::LAYOUT,
+    crate::gift::GiftStateBytes::LAYOUT,
 ];

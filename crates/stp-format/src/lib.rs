@@ -12,6 +12,7 @@ extern crate alloc;
 
 pub mod damage;
 pub mod geometry;
+pub mod gift;
 pub mod ids;
 pub mod layout;
 pub mod seat;
@@ -22,11 +23,12 @@ pub mod unit;
 
 pub use damage::{Damage, FORMAT_VERSION};
 pub use geometry::{Geometry, GeometryError, Place, Ring};
+pub use gift::{GiftMessage, GiftState};
 pub use ids::{
     Epoch, GroupName, Incarnation, NameError, ProcessName, SeatId, Seq, SystemName, VolumeId,
 };
 pub use seat::{LinkEntry, SeatCounters, SeatRecord, SeatState, SeatTimings};
-pub use segment::{Frame, FrameBody, SegmentBuilder, SegmentInfo, StreamKey};
+pub use segment::{Adopt, Frame, FrameBody, MoveToken, SegmentBuilder, SegmentInfo, StreamKey};
 pub use superblock::{Features, Superblock};
 pub use table::{Scb, ScbState, TableUnit};
 pub use unit::{UNIT_BYTES, UnitBuf};

@@ -35,7 +35,7 @@ record! {
         seat: U16,
         /// 1 claiming, 2 up, 3 left
         state: u8,
-        /// bit 0: more ports listen than are listed
+        /// bit 0: more ports listen than are listed; bit 1: streams with this node can be moved
         flags: u8,
         /// ports listed
         ports: U16,
@@ -220,6 +220,8 @@ pub struct SeatRecord {
     pub ports: Vec<u16>,
     /// Whether more ports listen than fit.
     pub ports_overflow: bool,
+    /// Whether the node knows the frames by which streams move between nodes, and the engines' service.
+    pub moves: bool,
     /// One entry per seat of the volume.
     pub links: Vec<LinkEntry>,
 }
@@ -238,7 +240,8 @@ impl SeatRecord {
         head.version = FORMAT_VERSION.into();
         head.seat = self.seat.0.into();
         head.state = self.state as u8;
-        head.flags = u8::from(self.ports_overflow || listed < self.ports.len());
+        let overflow = u8::from(self.ports_overflow || listed < self.ports.len());
+        head.flags = overflow | u8::from(self.moves) << 1;
         head.ports = (listed as u16).into();
         head.volume = self.volume.0;
         head.incarnation = self.incarnation.0.into();
@@ -383,6 +386,7 @@ impl SeatRecord {
             },
             ports: ports.map(|p| u16::from_le_bytes([p[0], p[1]])).collect(),
             ports_overflow: head.flags & 1 != 0,
+            moves: head.flags & 2 != 0,
             links,
         })
     }

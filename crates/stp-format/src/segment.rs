@@ -64,7 +64,7 @@ const _: () = assert!(size_of::<SegmentHead>() == SEGMENT_HEAD_BYTES);
 record! {
     /// The head of a frame; `len` bytes follow, then zeros up to a multiple of eight.
     struct FrameHead[24] {
-        /// 1 open, 2 accept, 3 data, 4 credit, 5 urgent, 6 fin, 7 reset
+        /// 1 open, 2 accept, 3 data, 4 credit, 5 urgent, 6 fin, 7 reset, 8 hold, 9 held, 10 resume, 11 resumed, 12 adopt, 13 moved
         kind: u8,
         /// bit 0: the segment's writer opened this stream
         flags: u8,
@@ -74,7 +74,7 @@ record! {
         len: U32,
         /// the stream's number, given by its opener
         stream: U64,
-        /// open, accept, credit: bytes the other side may send in all; data: offset of the first byte; urgent: offset behind the urgent byte; fin: length of the stream; reset: reason
+        /// open, accept, credit, adopt: bytes the other side may send in all; data: offset of the first byte; urgent: offset behind the urgent byte; fin: length of the stream; reset: reason; hold, held: bytes sent in all; resume, resumed, moved: zero
         value: U64,
     }
 }
@@ -87,6 +87,36 @@ record! {
         to_port: U16,
         /// opener's port
         from_port: U16,
+        /// zero
+        reserved: U32,
+    }
+}
+
+record! {
+    /// What follows the head of a hold frame.
+    struct HoldBytes[16] {
+        /// random name of this move
+        token: [u8; 16],
+    }
+}
+
+record! {
+    /// What follows the head of an adopt frame.
+    struct AdoptBytes[56] {
+        /// random name of the move, as the hold frame had it
+        token: [u8; 16],
+        /// incarnation of the node that gives the stream
+        giver_incarnation: U64,
+        /// the stream's number on the giver's link
+        stream: U64,
+        /// bytes that the giver has sent in all
+        sent: U64,
+        /// bytes that the giver has received in all
+        received: U64,
+        /// seat of the node that gives the stream
+        giver_seat: U16,
+        /// bit 0: the giver's node opened the stream
+        flags: U16,
         /// zero
         reserved: U32,
     }
@@ -122,6 +152,29 @@ pub struct StreamKey {
     pub by_writer: bool,
     /// Number given by the opener, never reused within its incarnation.
     pub number: u64,
+}
+
+/// The name of one move of one stream from node to node; random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MoveToken(pub [u8; 16]);
+
+/// A stream that has another node at one end from now on: which, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adopt {
+    /// Which move.
+    pub token: MoveToken,
+    /// The node that gives it.
+    pub giver: SeatId,
+    /// That node's incarnation.
+    pub giver_incarnation: Incarnation,
+    /// The stream's name as the *giver* writes it.
+    pub key: StreamKey,
+    /// Bytes that the giver has sent in all.
+    pub sent: u64,
+    /// Bytes that the giver has received in all.
+    pub received: u64,
+    /// Bytes that the other side may send in all.
+    pub credit: u64,
 }
 
 /// One step of one stream.
@@ -168,6 +221,26 @@ pub enum FrameBody<'a> {
         /// Why; see `docs/PROTOCOL.md`.
         reason: u64,
     },
+    /// The stream is to move: the writer sends nothing more, and wants nothing more sent.
+    Hold {
+        /// Which move.
+        token: MoveToken,
+        /// Bytes that the writer has sent in all.
+        offset: u64,
+    },
+    /// The writer sends nothing more until it is told to, or the stream has moved.
+    Held {
+        /// Bytes that the writer has sent in all.
+        offset: u64,
+    },
+    /// The stream stays where it is.
+    Resume,
+    /// The writer has taken that in; it is as before.
+    Resumed,
+    /// The writer is the stream's new owner.
+    Adopt(Adopt),
+    /// The stream has another owner now; its old one is to forget it.
+    Moved,
 }
 
 /// A frame.
@@ -219,6 +292,8 @@ impl SegmentBuilder {
     pub fn push(&mut self, frame: &Frame<'_>) -> bool {
         let key = frame.key;
         let open;
+        let hold;
+        let adopt;
         let (kind, value, payload): (u8, u64, &[u8]) = match frame.body {
             FrameBody::Open {
                 to_port,
@@ -238,6 +313,27 @@ impl SegmentBuilder {
             FrameBody::Urgent { offset } => (5, offset, &[]),
             FrameBody::Fin { offset } => (6, offset, &[]),
             FrameBody::Reset { reason } => (7, reason, &[]),
+            FrameBody::Hold { token, offset } => {
+                hold = HoldBytes { token: token.0 };
+                (8, offset, hold.as_bytes())
+            }
+            FrameBody::Held { offset } => (9, offset, &[]),
+            FrameBody::Resume => (10, 0, &[]),
+            FrameBody::Resumed => (11, 0, &[]),
+            FrameBody::Adopt(body) => {
+                adopt = AdoptBytes {
+                    token: body.token.0,
+                    giver_incarnation: body.giver_incarnation.0.into(),
+                    stream: body.key.number.into(),
+                    sent: body.sent.into(),
+                    received: body.received.into(),
+                    giver_seat: body.giver.0.into(),
+                    flags: u16::from(body.key.by_writer).into(),
+                    reserved: 0.into(),
+                };
+                (12, body.credit, adopt.as_bytes())
+            }
+            FrameBody::Moved => (13, 0, &[]),
         };
         let padded = payload.len().next_multiple_of(FRAME_ALIGN);
         if self.len + FRAME_HEAD_BYTES + padded > self.limit {
@@ -387,6 +483,30 @@ impl<'a> Frames<'a> {
                     credit: value,
                 }
             }
+            8 => {
+                let hold =
+                    HoldBytes::ref_from_bytes(payload).map_err(|_| Damage::Field("frame.len"))?;
+                FrameBody::Hold {
+                    token: MoveToken(hold.token),
+                    offset: value,
+                }
+            }
+            12 => {
+                let adopt =
+                    AdoptBytes::ref_from_bytes(payload).map_err(|_| Damage::Field("frame.len"))?;
+                FrameBody::Adopt(Adopt {
+                    token: MoveToken(adopt.token),
+                    giver: SeatId(adopt.giver_seat.get()),
+                    giver_incarnation: Incarnation(adopt.giver_incarnation.get()),
+                    key: StreamKey {
+                        by_writer: adopt.flags.get() & 1 != 0,
+                        number: adopt.stream.get(),
+                    },
+                    sent: adopt.sent.get(),
+                    received: adopt.received.get(),
+                    credit: value,
+                })
+            }
             3 if len > 0 => FrameBody::Data {
                 offset: value,
                 bytes: payload,
@@ -397,6 +517,10 @@ impl<'a> Frames<'a> {
             5 => FrameBody::Urgent { offset: value },
             6 => FrameBody::Fin { offset: value },
             7 => FrameBody::Reset { reason: value },
+            9 => FrameBody::Held { offset: value },
+            10 => FrameBody::Resume,
+            11 => FrameBody::Resumed,
+            13 => FrameBody::Moved,
             _ => return Err(Damage::Field("frame.kind")),
         };
         let key = StreamKey {

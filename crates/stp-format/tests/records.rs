@@ -49,6 +49,7 @@ fn seat_record() -> SeatRecord {
         },
         ports: vec![22, 80, 7000],
         ports_overflow: false,
+        moves: false,
         links: vec![
             LinkEntry {
                 peer_incarnation: Incarnation(5),
@@ -157,6 +158,118 @@ fn frames() -> Vec<Frame<'static>> {
     ]
 }
 
+/// The frames by which streams move from node to node.
+fn moving_frames() -> Vec<Frame<'static>> {
+    let key = StreamKey {
+        by_writer: true,
+        number: 7,
+    };
+    let token = MoveToken(*b"fedcba9876543210");
+    let adopt = Adopt {
+        token,
+        giver: SeatId(2),
+        giver_incarnation: Incarnation(5),
+        key,
+        sent: 1 << 40,
+        received: 77,
+        credit: 1 << 41,
+    };
+    let bodies = [
+        FrameBody::Hold {
+            token,
+            offset: 1 << 40,
+        },
+        FrameBody::Held { offset: 77 },
+        FrameBody::Resume,
+        FrameBody::Resumed,
+        FrameBody::Adopt(adopt),
+        FrameBody::Moved,
+    ];
+    bodies.into_iter().map(|body| Frame { key, body }).collect()
+}
+
+fn moving_segment() -> UnitBuf {
+    let mut builder = SegmentBuilder::new(UnitBuf::zeroed(1));
+    for frame in moving_frames() {
+        assert!(builder.push(&frame));
+    }
+    builder.seal(volume(), &segment_info()).0
+}
+
+/// What engines say to each other while a stream moves.
+fn messages() -> Vec<GiftMessage> {
+    let state = GiftState {
+        peer_seat: SeatId(3),
+        peer_incarnation: Incarnation(9),
+        key: StreamKey {
+            by_writer: true,
+            number: 12,
+        },
+        sent: 1 << 40,
+        received: 1 << 41,
+        credit: 1 << 42,
+        local: ("alpha".parse().unwrap(), 33000),
+        peer: ("beta".parse().unwrap(), 7000),
+        finished: false,
+        peer_finished: true,
+        raw: false,
+        finishes: true,
+        deaf: false,
+        unread: b"not read".to_vec(),
+        unsent: b"not sent yet".to_vec(),
+    };
+    vec![
+        GiftMessage::Offer {
+            token: MoveToken(*b"fedcba9876543210"),
+            name: "heir".parse().unwrap(),
+        },
+        GiftMessage::Want,
+        GiftMessage::Busy,
+        GiftMessage::State(Box::new(state)),
+        GiftMessage::Release,
+        GiftMessage::Kept,
+    ]
+}
+
+fn message_bytes() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for message in messages() {
+        message.encode(&mut bytes);
+    }
+    bytes
+}
+
+#[test]
+fn messages_come_back_as_they_went_in_whatever_pieces() {
+    let bytes = message_bytes();
+    let (mut at, mut found) = (0, Vec::new());
+    for end in 0..=bytes.len() {
+        while let Some((message, length)) = GiftMessage::decode(&bytes[at..end]).unwrap() {
+            found.push(message);
+            at += length;
+        }
+    }
+    assert_eq!((found, at), (messages(), bytes.len()));
+}
+
+#[test]
+fn impossible_messages_are_refused_before_they_are_whole() {
+    let whole = message_bytes();
+    for (at, byte) in [(0, 9), (4, 79), (7, 0xff), (24, b'/')] {
+        let mut bytes = whole.clone();
+        bytes[at] = byte;
+        assert!(GiftMessage::decode(&bytes).is_err(), "byte {at}");
+    }
+    // A state that promises more than it may bring, or other bytes than it brings.
+    let mut state = Vec::new();
+    messages()[3].encode(&mut state);
+    for (at, byte) in [(7, 0xff), (56, 9), (8 + 64, 0)] {
+        let mut bytes = state.clone();
+        bytes[at] = byte;
+        assert!(GiftMessage::decode(&bytes).is_err(), "byte {at}");
+    }
+}
+
 fn segment() -> (UnitBuf, usize) {
     let mut builder = SegmentBuilder::new(UnitBuf::zeroed(2));
     for frame in frames() {
@@ -235,11 +348,21 @@ fn feature_bits_mean_what_the_format_says() {
 #[test]
 fn the_bytes_are_those_of_every_release_of_this_version() {
     let (segment, _) = segment();
+    let moving_seat = SeatRecord {
+        moves: true,
+        ..seat_record()
+    };
     let golden = [
         ("superblock", superblock().encode().bytes().to_vec()),
         ("seat", seat_record().encode(&geometry()).bytes().to_vec()),
         ("table", table_unit().encode().bytes().to_vec()),
         ("segment", segment.bytes()[..UNIT_BYTES].to_vec()),
+        ("gift", message_bytes()),
+        ("segment-move", moving_segment().bytes().to_vec()),
+        (
+            "seat-move",
+            moving_seat.encode(&geometry()).bytes().to_vec(),
+        ),
     ];
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
     for (name, bytes) in golden {
@@ -255,6 +378,14 @@ fn the_bytes_are_those_of_every_release_of_this_version() {
             path.display()
         );
     }
+}
+
+#[test]
+fn frames_of_a_move_come_back_as_they_went() {
+    let segment = moving_segment();
+    let (_, found) = decode_segment(segment.bytes(), volume()).unwrap();
+    let found: Vec<_> = found.map(Result::unwrap).collect();
+    assert_eq!(found, moving_frames());
 }
 
 #[test]
@@ -333,6 +464,7 @@ proptest! {
         let _ = Superblock::decode(&bytes);
         let _ = SeatRecord::decode(&bytes, volume(), &geometry, SeatId(1));
         let _ = TableUnit::decode(&bytes, volume(), SeatId(1), 0);
+        let _ = GiftMessage::decode(&bytes);
         let _ = peek_segment(&bytes, volume());
         if let Ok((_, frames)) = decode_segment(&bytes, volume()) {
             drain(frames);

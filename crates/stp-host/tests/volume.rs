@@ -97,6 +97,7 @@ fn record(superblock: &Superblock, seat: u16, version: u64) -> SeatRecord {
         counters: SeatCounters::default(),
         ports: vec![22, 80],
         ports_overflow: false,
+        moves: false,
         links: vec![Default::default(); superblock.geometry.seats.into()],
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::receiver::{Expected, Look};
-use crate::stream::{Phase as StreamPhase, SendEnd, Stream};
+use crate::stream::{Moving, Phase as StreamPhase, SendEnd, Stream};
 use stp_format::segment::{StreamKey, decode_segment};
 use stp_format::{Frame, FrameBody};
 
@@ -121,11 +121,17 @@ impl Node {
         {
             return self.handle_open(seat, key, to_port, from_port, credit);
         }
+        if let FrameBody::Adopt(adopt) = frame.body {
+            return self.handle_adopt(now, seat, key, adopt);
+        }
         let Some(&id) = self.links[usize::from(seat.0)].keys.get(&key) else {
             // Credit and urgent marks may cross a reset; the others deserve an answer.
             let answered = matches!(
                 frame.body,
-                FrameBody::Data { .. } | FrameBody::Fin { .. } | FrameBody::Accept { .. }
+                FrameBody::Data { .. }
+                    | FrameBody::Fin { .. }
+                    | FrameBody::Accept { .. }
+                    | FrameBody::Hold { .. }
             );
             if answered {
                 self.send_reset(seat, answer_key(key), ResetReason::UnknownStream);
@@ -136,21 +142,26 @@ impl Node {
             return Ok(());
         };
         let fits = match frame.body {
-            FrameBody::Open { .. } => false,
+            FrameBody::Open { .. } | FrameBody::Adopt(_) => false,
             FrameBody::Accept { credit } => {
-                let fits = stream.phase == StreamPhase::Opening;
+                let fits = stream.phase == StreamPhase::Opening && credit >= stream.sent;
                 if fits {
                     stream.phase = StreamPhase::Open;
                     stream.send_limit = credit;
                     self.table.touch(stream.row);
                     self.events.push_back(Event::Connected(id));
                     self.queue_fill(id);
+                    if self.streams.get(id).is_some_and(|s| s.adopt.is_some()) {
+                        // What came with it.
+                        self.queue_deliver(id);
+                    }
                 }
                 fits
             }
             FrameBody::Data { offset, bytes } => {
                 let end = offset.saturating_add(bytes.len() as u64);
                 let fits = stream.phase == StreamPhase::Open
+                    && !matches!(stream.moving, Moving::Held(_))
                     && !stream.fin_received
                     && offset == stream.recv_next
                     && end <= stream.recv_limit;
@@ -179,6 +190,7 @@ impl Node {
             FrameBody::Urgent { .. } => stream.phase == StreamPhase::Open,
             FrameBody::Fin { offset } => {
                 let fits = stream.phase == StreamPhase::Open
+                    && !matches!(stream.moving, Moving::Held(_))
                     && !stream.fin_received
                     && offset == stream.recv_next;
                 if fits {
@@ -193,6 +205,11 @@ impl Node {
                 self.end_stream(now, id, ResetReason::from_number(reason));
                 true
             }
+            body @ (FrameBody::Hold { .. }
+            | FrameBody::Held { .. }
+            | FrameBody::Resume
+            | FrameBody::Resumed
+            | FrameBody::Moved) => self.handle_moving(id, body),
         };
         if !fits {
             let misfits = &mut self.links[usize::from(seat.0)].misfits;
@@ -236,7 +253,7 @@ impl Node {
         let link = &self.links[usize::from(seat.0)];
         let refusal = if self.phase != Phase::Up {
             Some(ResetReason::EngineStopped)
-        } else if !self.listeners.contains_key(&port) {
+        } else if port != SERVICE_PORT && !self.listeners.contains_key(&port) {
             Some(ResetReason::Refused)
         } else if self.offered >= self.limits().offered
             || link.offered >= self.share(self.limits().offered)
@@ -310,6 +327,11 @@ fn misfit(body: &FrameBody<'_>) -> Broken {
         FrameBody::Urgent { .. } => "an urgent mark before the stream is open",
         FrameBody::Fin { .. } => "an end at a wrong offset",
         FrameBody::Reset { .. } => "a reset",
+        FrameBody::Hold { .. } => "a hold frame twice, or at a wrong offset",
+        FrameBody::Held { .. } => "a held frame that nobody asked for, or at a wrong offset",
+        FrameBody::Resume => "a resume frame before the stream is open",
+        FrameBody::Resumed | FrameBody::Moved => "word of a move that nobody began",
+        FrameBody::Adopt(_) => "an adopt frame for a stream that exists",
     }
 }
 

@@ -73,7 +73,7 @@ impl Node {
             resolving: self.resolving.len() as u64,
             queued: longest(|out| out.control.len().max(out.fill.len())) as u64,
             deliver: self.deliver.len() as u64,
-            resets: longest(|out| out.resets.len()) as u64,
+            resets: longest(|out| out.farewells.len()) as u64,
             received_bytes: streams.map(|(_, stream)| stream.received.len()).sum(),
             kept_bytes: out().map(crate::sender::Outgoing::kept_bytes).sum(),
         }

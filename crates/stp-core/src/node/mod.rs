@@ -6,15 +6,17 @@
 //! - After [`Event::Fenced`] it asks for no further write.
 //!
 //! `peers.rs` follows the directory, `frames.rs` takes in what peers send, `traffic.rs` moves bytes,
-//! `sockets.rs` holds what programs ask for.
+//! `sockets.rs` holds what programs ask for, `moving.rs` hands streams from node to node.
 
 mod frames;
 mod load;
+mod moving;
 mod peers;
 mod sockets;
 mod traffic;
 
 pub use load::Load;
+pub use moving::{Adoption, Stillness};
 
 use crate::claim::Claimed;
 use crate::config::{Limits, NodeConfig, Timings};
@@ -41,6 +43,9 @@ use stp_format::{
 const LEAVE_MAX: Duration = Duration::from_secs(3);
 /// Streams without a program are looked over this often.
 const ORPHAN_SCAN: Duration = Duration::from_secs(1);
+
+/// The port of the engines' own streams. No program's: port 0 cannot be listened on.
+pub const SERVICE_PORT: u16 = 0;
 
 /// What an operation under way is for.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +100,10 @@ pub struct StreamInfo {
     pub peer: SystemName,
     /// Port there.
     pub peer_port: u16,
+    /// The seat of the node at the other end.
+    pub seat: SeatId,
+    /// The incarnation of the node at the other end.
+    pub incarnation: stp_format::Incarnation,
     /// Bytes sent.
     pub sent_bytes: u64,
     /// Bytes that the program has taken.
@@ -225,6 +234,8 @@ impl Node {
             local_port: stream.local_port,
             peer: stream.peer,
             peer_port: stream.peer_port,
+            seat: stream.seat,
+            incarnation: self.links[usize::from(stream.seat.0)].peer_incarnation,
             sent_bytes: stream.sent,
             received_bytes: stream.taken,
         })
@@ -255,6 +266,7 @@ impl Node {
         if now >= self.orphans_at {
             self.orphans_at = now + ORPHAN_SCAN;
             self.drop_orphans(now);
+            self.drop_held(now);
         }
         for seat in 0..self.links.len() {
             let ending = self.links[seat].ending;
@@ -478,6 +490,7 @@ impl Node {
             counters: self.stats(),
             ports: self.listeners.keys().copied().collect(),
             ports_overflow: false,
+            moves: true,
             links: (0..)
                 .zip(&self.links)
                 .map(|(seat, link)| self.entry(SeatId(seat), link))

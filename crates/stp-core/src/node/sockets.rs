@@ -4,7 +4,7 @@ use super::frames::answer_key;
 use super::*;
 use crate::chunks::Chunks;
 use crate::event::ListenError;
-use crate::stream::{Pending, Phase as StreamPhase, SendEnd, Stream};
+use crate::stream::{Moving, Pending, Phase as StreamPhase, SendEnd, Stream};
 use core::ops::RangeInclusive;
 use stp_format::segment::StreamKey;
 
@@ -74,6 +74,7 @@ impl Node {
             phase: StreamPhase::Resolving,
             local_port,
             peer_port: port,
+            owns_port: true,
             ..self.new_stream(self.seat, key, *to)
         };
         let id = self
@@ -233,7 +234,8 @@ impl Node {
             return;
         };
         let (seat, key, reset) = (stream.seat, stream.key, stream.reset);
-        let opened = stream.phase != StreamPhase::Resolving && !stream.pending.open;
+        let unheard = stream.pending.open || stream.pending.adopt;
+        let opened = stream.phase != StreamPhase::Resolving && !unheard;
         if stream.phase == StreamPhase::Resolving
             && let Some(at) = self.resolving.iter().position(|waiting| *waiting == id)
         {
@@ -335,6 +337,10 @@ impl Node {
             fin_told: false,
             reset: None,
             released: None,
+            moving: Moving::No,
+            held_at: self.now,
+            adopt: None,
+            owns_port: false,
         }
     }
 
@@ -365,7 +371,7 @@ impl Node {
             self.offered -= 1;
             link.offered -= 1;
         }
-        if stream.key.by_writer {
+        if stream.owns_port {
             self.ports_taken.remove(&stream.local_port);
         }
     }

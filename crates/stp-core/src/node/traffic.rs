@@ -2,7 +2,7 @@
 
 use super::frames::answer_key;
 use super::*;
-use crate::stream::{Phase as StreamPhase, SendEnd};
+use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 use stp_format::segment::StreamKey;
 use stp_format::{Frame, FrameBody, SegmentInfo};
 
@@ -119,7 +119,13 @@ impl Node {
         let id = loop {
             let id = *self.deliver.front()?;
             match self.streams.get(id) {
-                Some(stream) if !stream.received.is_empty() && !stream.blocked => break id,
+                Some(stream)
+                    if !stream.received.is_empty()
+                        && !stream.blocked
+                        && !stream.moving.is_giving() =>
+                {
+                    break id;
+                }
                 _ => {
                     self.deliver.pop_front();
                     self.delivery_done(id);
@@ -156,7 +162,8 @@ impl Node {
                 self.window_growth += growth;
             }
             stream.granted_at = now;
-            stream.recv_limit = stream.taken + stream.window;
+            // A stream that came from another node may have been allowed more.
+            stream.recv_limit = stream.recv_limit.max(stream.taken + stream.window);
             stream.pending.credit = true;
             self.queue_control(id);
         }
@@ -172,7 +179,7 @@ impl Node {
             return;
         };
         stream.in_deliver = false;
-        if !stream.received.is_empty() {
+        if !stream.received.is_empty() || stream.moving.is_giving() {
             return;
         }
         let reset = stream.reset;
@@ -218,7 +225,7 @@ impl Node {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        if stream.in_control || !stream.pending.any() {
+        if stream.in_control || !stream.due().any() {
             return;
         }
         if let Some(outgoing) = &mut self.links[usize::from(stream.seat.0)].outgoing {
@@ -229,10 +236,16 @@ impl Node {
     }
 
     pub(super) fn send_reset(&mut self, seat: SeatId, key: StreamKey, reason: ResetReason) {
+        let reason = reason as u64;
+        self.send_farewell(seat, key, FrameBody::Reset { reason });
+    }
+
+    /// A word about a stream that this node has forgotten.
+    pub(super) fn send_farewell(&mut self, seat: SeatId, key: StreamKey, body: FrameBody<'static>) {
         if let Some(outgoing) = &mut self.links[usize::from(seat.0)].outgoing
-            && outgoing.resets.len() < RESETS_MAX
+            && outgoing.farewells.len() < RESETS_MAX
         {
-            outgoing.resets.push_back((key, reason));
+            outgoing.farewells.push_back((key, body));
         }
     }
 
@@ -261,6 +274,9 @@ impl Node {
                 credit: stream.recv_limit,
             };
             put(&mut stream.pending.open, open);
+            if let Some(adopt) = stream.adopt {
+                put(&mut stream.pending.adopt, FrameBody::Adopt(adopt));
+            }
             put(
                 &mut stream.pending.accept,
                 FrameBody::Accept {
@@ -273,8 +289,10 @@ impl Node {
                     limit: stream.recv_limit,
                 },
             );
+            let mut fin = stream.due().fin;
+            let was_due = fin;
             if put(
-                &mut stream.pending.fin,
+                &mut fin,
                 FrameBody::Fin {
                     offset: stream.sent,
                 },
@@ -282,23 +300,35 @@ impl Node {
                 stream.send_end = SendEnd::FinSent;
                 outgoing.fin_in_builder(id);
             }
-            if stream.pending.any() {
+            // Behind everything else: they say that nothing more comes.
+            let offset = stream.sent;
+            let builder = outgoing.builder(&mut self.pool);
+            let mut put = |due: &mut bool, body: FrameBody<'_>| {
+                *due = *due && !builder.push(&Frame { key, body });
+            };
+            if was_due {
+                stream.pending.fin = fin;
+            }
+            if !fin {
+                if let Moving::Holding(token) = stream.moving {
+                    put(&mut stream.pending.hold, FrameBody::Hold { token, offset });
+                }
+                put(&mut stream.pending.held, FrameBody::Held { offset });
+                put(&mut stream.pending.resume, FrameBody::Resume);
+                put(&mut stream.pending.resumed, FrameBody::Resumed);
+            }
+            if stream.due().any() {
                 return;
             }
             stream.in_control = false;
             outgoing.control.pop_front();
         }
-        while let Some(&(key, reason)) = outgoing.resets.front() {
-            let frame = Frame {
-                key,
-                body: FrameBody::Reset {
-                    reason: reason as u64,
-                },
-            };
+        while let Some(&(key, body)) = outgoing.farewells.front() {
+            let frame = Frame { key, body };
             if !outgoing.builder(&mut self.pool).push(&frame) {
                 return;
             }
-            outgoing.resets.pop_front();
+            outgoing.farewells.pop_front();
         }
     }
 
@@ -454,6 +484,7 @@ impl Node {
                 stream.has_bytes = false;
                 stream.blocked &= !stream.received.is_empty();
                 stream.pending = Default::default();
+                stream.moving = Moving::No;
                 self.links[seat].keys.remove(&key);
                 self.queue_deliver(id);
             }

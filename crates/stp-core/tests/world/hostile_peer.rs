@@ -81,6 +81,7 @@ impl Mallory {
             counters: SeatCounters::default(),
             ports: vec![6666],
             ports_overflow: false,
+            moves: false,
             links: vec![LinkEntry::default(); usize::from(geometry.seats)],
         };
         let mut mallory = Self {
