@@ -5,6 +5,7 @@
 
 pub mod needs;
 pub mod repo;
+pub mod suites;
 pub mod test;
 pub mod tidy;
 pub mod vm;

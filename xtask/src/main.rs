@@ -8,6 +8,8 @@ usage: cargo xtask CHORE [OPTIONS]
   test [--no-install] [FILTER]...   install what the tests need (as root), run all tests, count them
   tidy                              check what a machine can check of the house rules
   needs [--install]                 list the Debian programs that the tests use, and what is missing
+  suites [cpython|libuv]... [--short]
+                                    others' socket tests on TCP and under `stp run`; writes docs/SUITES.md
   vm [--memory] [--keep]            two QEMU guests without a network card on one raw disk, or on shared memory
                                     (on demand)
 ";
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
         "test" => xtask::test::run(&rest),
         "tidy" => xtask::tidy::run(&rest),
         "needs" => xtask::needs::run(&rest),
+        "suites" => xtask::suites::run(&rest),
         "vm" => xtask::vm::run(&rest),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

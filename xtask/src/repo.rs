@@ -61,6 +61,27 @@ pub fn target_directory() -> Result<PathBuf, Error> {
     Ok(PathBuf::from(path))
 }
 
+/// Builds the `stp` command and the library that `stp run` loads into programs.
+///
+/// # Errors
+/// When cargo cannot be run or the build fails.
+pub fn build_command() -> Result<(), Error> {
+    let mut build = cargo();
+    build.args([
+        "build",
+        "--locked",
+        "--package",
+        "stp-cli",
+        "--package",
+        "stp-preload",
+    ]);
+    let status = build.status()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("cargo build --package stp-cli --package stp-preload: {status}").into())
+}
+
 /// Every file of the checkout that is, or would be, committed; relative to `root`.
 ///
 /// # Errors
@@ -124,6 +145,9 @@ pub fn is_root() -> bool {
 /// Where `program` is, on the path or in the system folders that an ordinary user's path lacks.
 #[must_use]
 pub fn find_program(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(|path| path.is_file());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))

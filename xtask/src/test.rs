@@ -52,17 +52,8 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
     std::fs::write(&skips, "")?;
 
     let mut tally = Tally::default();
-    let built = repo::cargo()
-        .args([
-            "build",
-            "--locked",
-            "--package",
-            "stp-cli",
-            "--package",
-            "stp-preload",
-        ])
-        .status()?;
-    if built.success() {
+    let built = repo::build_command();
+    if built.is_ok() {
         let environment = |command: &mut Command| {
             command
                 .env("STP_TEST_BIN", target.join("debug/stp"))
@@ -109,10 +100,9 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
             .args(&filters);
         environment(&mut command);
         run_libtest(command, "cargo test --doc", &mut tally)?;
-    } else {
-        tally.broken.push(format!(
-            "cargo build --package stp-cli --package stp-preload: {built}"
-        ));
+    }
+    if let Err(error) = built {
+        tally.broken.push(error.to_string());
     }
     add_own_skips(&std::fs::read_to_string(&skips)?, &mut tally);
     std::fs::remove_file(&skips)?;
