@@ -57,6 +57,14 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let engine = start(config).map_err(CliError::new)?;
     let calls: Arc<dyn Calls> = Arc::new(engine.clone());
     let server = Server::start(&dir, calls).map_err(CliError::new)?;
+    // Without a door everything else works: programs under `stp run` are told.
+    let door = stp_host::run::Server::start(&dir, engine.clone())
+        .inspect_err(|error| {
+            say(format_args!(
+                "engine of {system}: no door for `stp run`: {error}"
+            ))
+        })
+        .ok();
     let info = engine.volume();
     say(format_args!(
         "engine of {system} ready: group {}, volume {} ({}), seat {}",
@@ -65,8 +73,9 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         info.storage,
         engine.seat()
     ));
-    let ended = serve(&signals, &engine, &server, args.idle_exit);
+    let ended = serve(&signals, &engine, &server, door.as_ref(), args.idle_exit);
     signals.restore_default();
+    drop(door);
     drop(server);
     match ended {
         Ended::Asked => engine.leave(),
@@ -90,6 +99,7 @@ fn serve(
     signals: &EndSignals,
     engine: &EngineHandle,
     server: &Server,
+    door: Option<&stp_host::run::Server>,
     idle_exit: Option<Duration>,
 ) -> Ended {
     let mut used = Instant::now();
@@ -102,7 +112,8 @@ fn serve(
         }
         if let Some(limit) = idle_exit {
             let streams = || engine.stats().map_or(0, |stats| stats.streams);
-            if server.clients() > 0 || streams() > 0 {
+            let users = server.clients() + door.map_or(0, stp_host::run::Server::users);
+            if users > 0 || streams() > 0 {
                 used = Instant::now();
             } else if used.elapsed() >= limit {
                 return Ended::Idle;

@@ -280,7 +280,18 @@ impl LocalSide for SimLocal {
 
     fn drop_handle(&mut self, _handle: usize) {}
 
-    fn close(&mut self, socket: SimSocket) {
+    fn join(
+        &mut self,
+        id: StreamId,
+        awaited: &mut SimSocket,
+        mut socket: SimSocket,
+    ) -> io::Result<()> {
+        self.watch(id, &mut socket)?;
+        *awaited = socket;
+        Ok(())
+    }
+
+    fn close(&mut self, socket: SimSocket, _clean: bool) {
         let mut sockets = self.host.lock();
         sockets.ends[socket.0].engine_closed = true;
         sockets.touched.push(socket.0);

@@ -82,6 +82,13 @@ pub enum Command<L: LocalSide> {
         /// When it is open or has failed.
         reply: Reply<Result<Connected, ConnectFailure>>,
     },
+    /// The program's socket joins a stream that was opened without it.
+    Join {
+        /// Which stream.
+        token: StreamToken,
+        /// The engine's end.
+        socket: L::Socket,
+    },
     /// Nobody waits for this connection any more.
     Cancel {
         /// Which attempt.

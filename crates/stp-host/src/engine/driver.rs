@@ -258,6 +258,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 };
                 self.connect(now, &to, port, local_port, opening);
             }
+            Command::Join { token, socket } => self.join(now, token, socket),
             Command::Cancel { ticket } => self.cancel(now, ticket),
             Command::Abort { token } => {
                 if let Some(&id) = self.by_token.get(&token) {
@@ -475,18 +476,19 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.forget(id, Some(Ending::Reset(ResetReason::ProgramDied)));
     }
 
-    /// Closes the engine's end of a stream.
+    /// Closes the engine's end of a stream: in order if there is no ending to tell.
     fn forget(&mut self, id: StreamId, ending: Option<Ending>) {
         let Some(stream) = self.streams.remove(&id) else {
             return;
         };
         self.by_token.remove(&stream.token);
         self.forget_in_gifts(id);
+        let clean = ending.is_none();
         if let Some(ending) = ending {
             self.verdicts.decide(stream.token, ending);
         }
         self.verdicts.end(stream.token);
-        self.local.close(stream.socket);
+        self.local.close(stream.socket, clean);
     }
 
     fn keep(&mut self, id: StreamId, token: StreamToken, socket: L::Socket, raw: bool) {
@@ -549,7 +551,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Event::Connected(id) => self.connected(now, id),
             Event::Failed(id, why) => {
                 if let Some(opening) = self.openings.remove(&id) {
-                    self.local.close(opening.socket);
+                    self.local.close(opening.socket, false);
                     opening.reply.send(Err(connect_failure(why)));
                 }
             }
@@ -562,7 +564,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Event::Reset(id, reason) => {
                 self.ports.withdraw(id);
                 if let Some(opening) = self.openings.remove(&id) {
-                    self.local.close(opening.socket);
+                    self.local.close(opening.socket, false);
                     let failure = ConnectFailure::Reset(reason.to_string());
                     opening.reply.send(Err(failure));
                 }
@@ -622,7 +624,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.forget(id, Some(Ending::Reset(reason)));
         }
         for (_, opening) in std::mem::take(&mut self.openings) {
-            self.local.close(opening.socket);
+            self.local.close(opening.socket, false);
             // Dropping the reply tells that the engine is gone.
         }
     }

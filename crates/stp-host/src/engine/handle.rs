@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use stp_core::{Limits, ResetReason, Timings};
+use stp_core::{Limits, PeerInfo, ResetReason, Timings};
 use stp_format::{
     Geometry, GroupName, ProcessName, SeatCounters, SeatId, Superblock, SystemName, VolumeId,
 };
@@ -22,7 +22,7 @@ use stp_medium::Medium;
 use super::command::{Command, Reply};
 use super::driver::leave::LEAVE_MAX;
 use super::error::{AttachError, ListenError, Stopped};
-use super::local::{UnixLocal, UnixSocket};
+use super::sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
 use crate::control::{
@@ -103,6 +103,7 @@ pub(super) struct Shared {
     pub(super) system: SystemName,
     pub(super) seat: SeatId,
     pub(super) verdicts: Arc<Verdicts>,
+    pub(super) names: Arc<Names>,
     pub(super) kick: Arc<OwnedFd>,
     queue: Mutex<Queue>,
     tickets: AtomicU64,
@@ -110,7 +111,7 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 struct Queue {
-    commands: Vec<Command<UnixLocal>>,
+    commands: Vec<Command<HostSockets>>,
     stopped: Option<Stopped>,
 }
 
@@ -120,6 +121,7 @@ impl Shared {
         system: SystemName,
         seat: SeatId,
         verdicts: Arc<Verdicts>,
+        names: Arc<Names>,
         kick: Arc<OwnedFd>,
     ) -> Self {
         Self {
@@ -127,6 +129,7 @@ impl Shared {
             system,
             seat,
             verdicts,
+            names,
             kick,
             queue: Mutex::default(),
             tickets: AtomicU64::new(1),
@@ -139,7 +142,7 @@ impl Shared {
     }
 
     /// Takes every waiting command.
-    pub(super) fn take_commands(&self) -> Vec<Command<UnixLocal>> {
+    pub(super) fn take_commands(&self) -> Vec<Command<HostSockets>> {
         std::mem::take(&mut self.queue().commands)
     }
 
@@ -158,7 +161,7 @@ impl Shared {
         self.queue().stopped.clone()
     }
 
-    fn push(&self, command: Command<UnixLocal>) -> Result<(), Stopped> {
+    fn push(&self, command: Command<HostSockets>) -> Result<(), Stopped> {
         let first = {
             let mut queue = self.queue();
             if let Some(stopped) = &queue.stopped {
@@ -320,7 +323,7 @@ impl EngineHandle {
         let reply = Reply::new(move |answer| {
             let _ = tell.send(answer);
         });
-        self.submit_connect(ticket, to, port, socket, how, reply)?;
+        self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
         let answer = match told.recv_timeout(how.timeout.unwrap_or(CONNECT_MAX)) {
             Ok(answer) => answer,
             Err(_) => {
@@ -342,7 +345,7 @@ impl EngineHandle {
         local_port: Option<u16>,
         to: &SystemName,
         port: u16,
-        socket: OwnedFd,
+        socket: impl Into<HostSocket>,
         raw: bool,
         reply: Reply<Result<Connected, ConnectFailure>>,
     ) -> Result<u64, ConnectFailure> {
@@ -352,8 +355,39 @@ impl EngineHandle {
             local_port,
             ..Opening::default()
         };
-        self.submit_connect(ticket, to, port, socket, how, reply)?;
+        self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
         Ok(ticket)
+    }
+
+    /// Gives a stream that was opened with [`HostSocket::awaited`] its socket.
+    pub fn join(&self, token: StreamToken, socket: HostSocket) {
+        let _ = self.push(Command::Join { token, socket });
+    }
+
+    /// Publishes `port` for the programs' TCP sockets at `places`, without waiting: `reply` is told on the engine's
+    /// thread.
+    pub fn start_listen(
+        &self,
+        port: u16,
+        places: Vec<Place>,
+        reply: Reply<Result<(), ListenError>>,
+    ) -> Result<(), Stopped> {
+        self.push(Command::Listen {
+            port,
+            listener: HostListener::Tcp(places),
+            raw: true,
+            reply,
+        })
+    }
+
+    /// The nodes that this one knows, without waiting: `reply` is told on the engine's thread.
+    pub fn start_peers(&self, reply: Reply<Vec<PeerInfo>>) -> Result<(), Stopped> {
+        self.push(Command::Peers { reply })
+    }
+
+    /// Who is behind the connections of this host's TCP sockets.
+    pub fn names(&self) -> &Arc<Names> {
+        &self.engine.shared.names
     }
 
     /// Nobody waits for this attempt any more: it is told [`ConnectFailure::TimedOut`].
@@ -399,7 +433,7 @@ impl EngineHandle {
         ticket: u64,
         to: &SystemName,
         port: u16,
-        socket: OwnedFd,
+        socket: HostSocket,
         how: Opening,
         reply: Reply<Result<Connected, ConnectFailure>>,
     ) -> Result<(), ConnectFailure> {
@@ -408,7 +442,7 @@ impl EngineHandle {
             to: *to,
             port,
             local_port: how.local_port,
-            socket: UnixSocket::from(socket),
+            socket,
             skip: how.skip,
             raw: how.raw,
             reply,
@@ -424,7 +458,7 @@ impl EngineHandle {
         self.engine.pid != std::process::id()
     }
 
-    pub(super) fn push(&self, command: Command<UnixLocal>) -> Result<(), Stopped> {
+    pub(super) fn push(&self, command: Command<HostSockets>) -> Result<(), Stopped> {
         if self.is_foreign() {
             return Err(Stopped::Forked);
         }
@@ -447,7 +481,7 @@ impl EngineHandle {
     pub(super) fn ask<T: Send + 'static>(
         &self,
         at_most: Option<Duration>,
-        command: impl FnOnce(Reply<T>) -> Command<UnixLocal>,
+        command: impl FnOnce(Reply<T>) -> Command<HostSockets>,
     ) -> Result<T, Stopped> {
         let (tell, told) = mpsc::sync_channel(1);
         let reply = Reply::new(move |answer| {
@@ -471,7 +505,7 @@ impl EngineHandle {
 
 impl Calls for EngineHandle {
     fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
-        let listener = PathBuf::from(path);
+        let listener = HostListener::Unix(PathBuf::from(path));
         let answer = self.ask(None, |reply| Command::Listen {
             port,
             listener,

@@ -16,9 +16,10 @@ use super::clock::MonotonicClock;
 use super::driver::{Driver, Over};
 use super::error::{AttachError, Stopped};
 use super::handle::{EngineConfig, Shared, VolumeInfo};
-use super::local::UnixLocal;
+use super::sockets::{HostSockets, Names};
 use super::verdict::Verdicts;
 use super::wait::Wait;
+use crate::address::Addresses;
 use crate::rendezvous::FileLock;
 
 /// A running engine's parts, for its handle.
@@ -29,7 +30,7 @@ pub(super) struct Started {
     pub(super) over: mpsc::Receiver<()>,
 }
 
-type UnixDriver = Driver<dyn Medium, MonotonicClock, UnixLocal>;
+type HostDriver = Driver<dyn Medium, MonotonicClock, HostSockets>;
 
 /// Starts the thread, which claims a seat first; waits until it has one.
 ///
@@ -78,7 +79,7 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
 }
 
 struct Prepared {
-    driver: UnixDriver,
+    driver: HostDriver,
     wait: Wait,
     lock: FileLock,
     shared: Arc<Shared>,
@@ -101,7 +102,8 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
     let system = *dir.system();
     let (volume, geometry) = (superblock.volume, superblock.geometry);
     medium.set_geometry(geometry);
-    let local = UnixLocal::new().map_err(AttachError::Resources)?;
+    let names = Arc::new(Names::new(Addresses::new(volume), system));
+    let local = HostSockets::new(Arc::clone(&names)).map_err(AttachError::Resources)?;
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let kick: Arc<OwnedFd> =
         Arc::new(eventfd(0, flags).map_err(|errno| AttachError::Resources(errno.into()))?);
@@ -128,7 +130,14 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
         storage: medium.describe(),
     };
     let verdicts = Arc::new(Verdicts::shared());
-    let shared = Arc::new(Shared::new(info, system, seat, Arc::clone(&verdicts), kick));
+    let shared = Arc::new(Shared::new(
+        info,
+        system,
+        seat,
+        Arc::clone(&verdicts),
+        names,
+        kick,
+    ));
     let last_token = random()?;
     let driver = Driver::new(
         node, claimed, medium, clock, local, verdicts, label, last_token,
@@ -142,7 +151,7 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
 }
 
 /// Runs the driver to its end; a panic inside ends in an error for callers, not in a hang.
-fn run(driver: UnixDriver, wait: Wait, lock: FileLock, shared: &Shared) {
+fn run(driver: HostDriver, wait: Wait, lock: FileLock, shared: &Shared) {
     let outcome = catch_unwind(AssertUnwindSafe(move || {
         let stopped = drive(driver, wait, shared);
         // The driver and its medium are gone: nothing writes into the seat any more.
@@ -163,7 +172,7 @@ fn run(driver: UnixDriver, wait: Wait, lock: FileLock, shared: &Shared) {
     shared.stop(stopped);
 }
 
-fn drive(mut driver: UnixDriver, mut wait: Wait, shared: &Shared) -> Stopped {
+fn drive(mut driver: HostDriver, mut wait: Wait, shared: &Shared) -> Stopped {
     loop {
         for command in shared.take_commands() {
             driver.handle_command(command);

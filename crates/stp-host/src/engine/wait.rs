@@ -18,7 +18,7 @@ use rustix::time::{
 };
 use stp_core::{StreamId, Time};
 
-use super::local::UnixLocal;
+use super::sockets::HostSockets;
 
 /// Events taken from the kernel at once; the rest comes with the next wait.
 const EVENTS_MAX: usize = 256;
@@ -40,7 +40,7 @@ pub(super) struct Wait {
 impl Wait {
     /// Watches the commands' descriptor and the storage's, if it has one.
     pub(super) fn new(
-        local: &UnixLocal,
+        local: &HostSockets,
         kick: Arc<OwnedFd>,
         storage: Option<BorrowedFd<'_>>,
     ) -> io::Result<Self> {
@@ -64,7 +64,7 @@ impl Wait {
     /// Collects what happened; if `block`, waits until something does or `deadline` has come.
     pub(super) fn wait(
         &mut self,
-        local: &mut UnixLocal,
+        local: &mut HostSockets,
         now: Time,
         deadline: Option<Time>,
         block: bool,

@@ -293,6 +293,11 @@ impl SystemDir {
         self.path.join("gifts")
     }
 
+    /// Whether a process of this system holds `port` now.
+    pub fn is_port_held(&self, port: u16) -> io::Result<bool> {
+        is_held(&self.port_socket(port))
+    }
+
     /// The ports that a process of this system holds now, in order.
     pub fn ports(&self) -> io::Result<Vec<u16>> {
         let mut found = Vec::new();

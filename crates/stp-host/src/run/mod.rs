@@ -8,7 +8,8 @@
 //! - The way to the engine survives `chroot` and `setuid`: an abstract socket, and a key that `stp run` hands down.
 //!   Processes of the engine's own user need no key.
 //!
-//! [`client`]: the program's side. [`wire`]: the messages.
+//! [`client`]: the program's side. [`wire`]: the messages. [`Way`]: where the two meet. [`Server`]: the engine's side, with
+//! the door through which connections to other systems come about.
 
 #![allow(
     clippy::result_large_err,
@@ -16,12 +17,21 @@
     reason = "errors and messages carry their text themselves: the program's side has no heap"
 )]
 
+mod attempts;
 pub mod client;
+mod door;
 mod fd;
+mod listeners;
+mod places;
+mod server;
+mod sys;
+mod way;
 pub mod wire;
 
 pub use client::{Client, Error};
 pub use fd::Fd;
+pub use server::Server;
+pub use way::Way;
 pub use wire::{Connecting, Hello, Key, Outcome, Peer, SystemEntry, Text, WIRE_VERSION};
 
 /// What `stp run` hands down to the program, and to whatever that starts.

@@ -1,7 +1,7 @@
 //! Engines in one process on one volume, each with a run directory of its own, and programs that are plain Unix
 //! sockets, as in life. Nothing is judged by time; a test that hangs is ended by [`PATIENCE`].
 
-#![allow(unreachable_pub)]
+#![allow(unreachable_pub, dead_code, reason = "each test uses its part of it")]
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

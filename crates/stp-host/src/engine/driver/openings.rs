@@ -8,12 +8,13 @@ use stp_format::SystemName;
 use stp_medium::Medium;
 
 use super::{Driver, Opening, Phase};
-use crate::control::{ConnectFailure, Connected};
+use crate::control::{ConnectFailure, Connected, StreamToken};
 use crate::engine::clock::Clock;
 use crate::engine::command::Reply;
 use crate::engine::error::{ListenError, connect_failure};
 use crate::engine::local::{Delivery, LocalSide, Pulled};
 use crate::engine::ports::{Port, Waiting};
+use crate::engine::verdict::Ending;
 
 /// Waiting openings tried in one step.
 const OPENINGS_MAX: usize = 64;
@@ -30,7 +31,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         opening: Opening<L::Socket>,
     ) {
         if !matches!(self.phase, Phase::Running) {
-            self.local.close(opening.socket);
+            self.local.close(opening.socket, false);
             return; // dropping the reply says it
         }
         match self.node.connect(now, to, port, local_port) {
@@ -38,7 +39,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 self.openings.insert(id, opening);
             }
             Err(why) => {
-                self.local.close(opening.socket);
+                self.local.close(opening.socket, false);
                 opening.reply.send(Err(connect_failure(why)));
             }
         }
@@ -57,7 +58,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         });
         if let Err(what) = ready {
             self.node.reset(now, id, ResetReason::Aborted);
-            self.local.close(opening.socket);
+            self.local.close(opening.socket, false);
             opening.reply.send(Err(ConnectFailure::Failed(what)));
             return;
         }
@@ -82,6 +83,26 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         Ok(())
     }
 
+    /// A program's socket joins its stream, which was opened without it.
+    pub(super) fn join(&mut self, now: Time, token: StreamToken, socket: L::Socket) {
+        let found = self.by_token.get(&token).copied();
+        let Some(stream) = found.and_then(|id| self.streams.get_mut(&id)) else {
+            // It was reset meanwhile: the program shall see that.
+            self.local.close(socket, false);
+            return;
+        };
+        let id = found.unwrap_or(StreamId(0));
+        if let Err(error) = self.local.join(id, &mut stream.socket, socket) {
+            tracing::warn!(volume = %self.label, %error, "a stream's local socket cannot be watched: reset");
+            self.node.reset(now, id, ResetReason::Aborted);
+            self.forget(id, Some(Ending::Reset(ResetReason::Aborted)));
+            return;
+        }
+        // What came before is handed over now.
+        self.node.writable(id);
+        self.node.readable(id);
+    }
+
     pub(super) fn cancel(&mut self, now: Time, ticket: u64) {
         let found = self.openings.iter().find(|(_, o)| o.ticket == ticket);
         if let Some(id) = found.map(|(id, _)| *id) {
@@ -93,7 +114,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     pub(super) fn give_up(&mut self, now: Time, id: StreamId, why: Option<ConnectFailure>) {
         self.node.reset(now, id, ResetReason::Aborted);
         if let Some(opening) = self.openings.remove(&id) {
-            self.local.close(opening.socket);
+            self.local.close(opening.socket, false);
             if let Some(why) = why {
                 opening.reply.send(Err(why));
             }
@@ -197,7 +218,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 let raw = entry.raw;
                 if let Err(error) = self.local.watch(waiting.id, &mut socket) {
                     tracing::warn!(volume = %self.label, port, %error, "a connection cannot be watched: refused");
-                    self.local.close(socket);
+                    self.local.close(socket, false);
                     self.verdicts.cancel(token);
                     self.node.refuse(now, waiting.id, ResetReason::Refused);
                     return Ok(());

@@ -1,0 +1,805 @@
+//! The engine's side of `stp run`: answers the programs' calls, and sees their connections through the door.
+//!
+//! - One thread, one epoll; every exchange is one request and one answer. A program that asks and does not listen delays
+//!   nobody.
+//! - Admitted: processes of the engine's own user, and those that have the key.
+//! - Listeners that are gone are noticed within [`SWEEP`] and taken off the volume.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, accept_with, bind, listen, recv, send, sendmsg, socket_with,
+};
+use stp_core::{PeerInfo, PeerState};
+use stp_format::SystemName;
+
+use super::attempts::{Act, Attempts};
+use super::door::Door;
+use super::listeners;
+use super::places::Places;
+use super::way::Way;
+use super::wire::{
+    Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
+};
+use crate::address::SystemNumber;
+use crate::control::{Calls, ConnectFailure, Connected};
+use crate::engine::{EngineHandle, HostSocket, ListenError, Names, Place, Reply};
+use crate::rendezvous::{SocketPath, SystemDir};
+
+/// How often listeners are looked after.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long a listening program waits for its port to be on the volume; it will be there a little later.
+const PUBLISH_MAX: Duration = Duration::from_secs(5);
+/// How long a program may take to send its request.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// A system that nobody knows may have appeared this moment: the directory is looked at again so often, so far apart.
+const LOOKS_MAX: u8 = 6;
+const LOOK_PAUSE: Duration = Duration::from_millis(30);
+/// Programs that talk at once.
+const TALKS_MAX: usize = 4096;
+const BACKLOG: i32 = 4096;
+/// Events taken from the kernel at once.
+const EVENTS_MAX: usize = 64;
+
+const KICK: u64 = 0;
+const BY_NAME: u64 = 1;
+const BY_PATH: u64 = 2;
+const FIRST_TALK: u64 = 16;
+
+/// The engine's side, running. Dropping it ends it.
+pub struct Server {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("path", &self.path).finish()
+    }
+}
+
+struct Shared {
+    inbox: Mutex<Vec<News>>,
+    kick: OwnedFd,
+    stopping: AtomicBool,
+    users: AtomicUsize,
+}
+
+impl Shared {
+    fn tell(&self, news: News) {
+        self.inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(news);
+        let _ = rustix::io::write(&self.kick, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What the engine's thread has to say.
+enum News {
+    Peers(Question, Option<Vec<PeerInfo>>),
+    Listened(u64, Option<Result<(), ListenError>>),
+    Opened(u64, Option<Result<Connected, ConnectFailure>>),
+}
+
+impl Server {
+    /// Opens the door in this process's network namespace and offers the calls. The caller holds the engine's lock of `dir`.
+    pub fn start(dir: &SystemDir, engine: EngineHandle) -> io::Result<Self> {
+        let door = Door::open()?;
+        let way = Way::of(dir)?;
+        let path = way.path().clone();
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let text = format!("{}: {e}", path.display());
+                return Err(io::Error::new(e.kind(), text));
+            }
+            _ => {}
+        }
+        let make = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+        };
+        let by_name = make()?;
+        bind(
+            &by_name,
+            &SocketAddrUnix::new_abstract_name(way.name().as_bytes())?,
+        )?;
+        listen(&by_name, BACKLOG)?;
+        let by_path = make()?;
+        bind(&by_path, SocketPath::new(&path)?.address())?;
+        listen(&by_path, BACKLOG)?;
+        let kick = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let (edge, level) = (EventFlags::IN | EventFlags::ET, EventFlags::IN);
+        epoll::add(&epoll, &kick, EventData::new_u64(KICK), edge)?;
+        epoll::add(&epoll, &by_name, EventData::new_u64(BY_NAME), level)?;
+        epoll::add(&epoll, &by_path, EventData::new_u64(BY_PATH), level)?;
+        let shared = Arc::new(Shared {
+            inbox: Mutex::default(),
+            kick,
+            stopping: AtomicBool::new(false),
+            users: AtomicUsize::new(0),
+        });
+        let names = Arc::clone(engine.names());
+        let room = Room {
+            shared: Arc::clone(&shared),
+            names,
+            engine,
+            door,
+            key: way.key(),
+            epoll,
+            by_name,
+            by_path,
+            talks: HashMap::new(),
+            last_talk: FIRST_TALK,
+            parked: BTreeMap::new(),
+            waiters: HashMap::new(),
+            attempts: Attempts::default(),
+            places: Places::new(dir),
+            dir: dir.clone(),
+            known: Vec::new(),
+            again: Vec::new(),
+            sweep_at: Instant::now(),
+        };
+        let thread = thread::Builder::new()
+            .name("stp-run".to_owned())
+            .spawn(move || room.run())?;
+        Ok(Self {
+            shared,
+            path,
+            thread: Some(thread),
+        })
+    }
+
+    /// Listeners and connections under way: as long as there are any, programs use this engine.
+    pub fn users(&self) -> usize {
+        self.shared.users.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        self.shared.stopping.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.shared.kick, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One program that talks.
+struct Talk {
+    socket: OwnedFd,
+    /// It is of the engine's own user.
+    known: bool,
+    until: Instant,
+}
+
+/// A request that waits for news of the systems.
+#[derive(Clone, Copy)]
+struct Question {
+    talk: u64,
+    request: Request,
+    /// How often the directory was looked at for it.
+    looks: u8,
+}
+
+/// An answer that is given at its time, unless news come before.
+struct Parked {
+    answer: Answer,
+    until: Instant,
+}
+
+struct Room {
+    shared: Arc<Shared>,
+    engine: EngineHandle,
+    names: Arc<Names>,
+    door: Door,
+    key: Key,
+    epoll: OwnedFd,
+    by_name: OwnedFd,
+    by_path: OwnedFd,
+    talks: HashMap<u64, Talk>,
+    last_talk: u64,
+    parked: BTreeMap<u64, Parked>,
+    /// Who waits for an attempt.
+    waiters: HashMap<u64, u64>,
+    attempts: Attempts,
+    places: Places,
+    dir: SystemDir,
+    known: Vec<SystemEntry>,
+    /// Questions that are asked again at their time.
+    again: Vec<(Instant, Question)>,
+    sweep_at: Instant,
+}
+
+impl Room {
+    fn run(mut self) {
+        for place in self.places.left_behind() {
+            if listeners::listening().is_ok_and(|all| all.contains(&place.at)) {
+                self.publish(place, None);
+            }
+        }
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            let mut space = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENTS_MAX];
+            let timeout = self.timeout();
+            let events = match epoll::wait(&self.epoll, &mut space, Some(&timeout)) {
+                Ok((events, _)) => events,
+                Err(Errno::INTR) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "programs under stp run are not served any more");
+                    return;
+                }
+            };
+            for event in events {
+                match event.data.u64() {
+                    KICK => {}
+                    BY_NAME => self.let_in(false),
+                    BY_PATH => self.let_in(true),
+                    talk => self.hear(talk),
+                }
+            }
+            self.take_news();
+            let now = Instant::now();
+            let engine = &self.engine;
+            self.attempts
+                .move_on(now, &self.door, |act| perform(engine, act));
+            self.answer_parked(now);
+            self.ask_again(now);
+            if self.sweep_at <= now {
+                self.sweep(now);
+            }
+            let users = self.places.ports() + self.attempts.under_way();
+            self.shared.users.store(users, Ordering::Relaxed);
+        }
+    }
+
+    fn timeout(&self) -> Timespec {
+        let parked = self.parked.values().map(|parked| parked.until).min();
+        let again = self.again.iter().map(|(at, _)| *at).min();
+        let next = [
+            self.attempts.poll_timeout(),
+            parked,
+            again,
+            Some(self.sweep_at),
+        ];
+        let next = next.into_iter().flatten().min().unwrap_or(self.sweep_at);
+        let left = next.saturating_duration_since(Instant::now());
+        Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
+            tv_nsec: left.subsec_nanos().into(),
+        }
+    }
+
+    // --- talking
+
+    fn let_in(&mut self, by_path: bool) {
+        for _ in 0..EVENTS_MAX {
+            let listener = if by_path {
+                &self.by_path
+            } else {
+                &self.by_name
+            };
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = match accept_with(listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "a program's call cannot be taken");
+                    return;
+                }
+            };
+            if self.talks.len() >= TALKS_MAX {
+                continue; // closed: the program is told that nobody answers
+            }
+            let own = rustix::process::geteuid();
+            let known = socket_peercred(&socket).is_ok_and(|peer| peer.uid == own);
+            self.last_talk += 1;
+            let number = self.last_talk;
+            let data = EventData::new_u64(number);
+            if epoll::add(&self.epoll, &socket, data, EventFlags::IN | EventFlags::ET).is_ok() {
+                let until = Instant::now() + REQUEST_MAX;
+                let talk = Talk {
+                    socket,
+                    known,
+                    until,
+                };
+                self.talks.insert(number, talk);
+                // It has spoken already, as a rule.
+                self.hear(number);
+            }
+        }
+    }
+
+    fn hear(&mut self, number: u64) {
+        let Some(talk) = self.talks.get(&number) else {
+            return;
+        };
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let count = match recv(&talk.socket, &mut bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Ok((count, _)) if count > 0 => count,
+            _ => {
+                self.talks.remove(&number);
+                self.parked.remove(&number);
+                return;
+            }
+        };
+        if self.parked.contains_key(&number) {
+            return; // one request each
+        }
+        let answer = match Request::decode(&bytes[..count]) {
+            Ok((key, _)) if !talk.known && key != self.key => Some(Answer::failed(
+                libc::EACCES,
+                "this engine belongs to another user: run the program under `stp run`",
+            )),
+            Ok((_, request)) => self.handle(Question {
+                talk: number,
+                request,
+                looks: 0,
+            }),
+            Err(Malformed::Version(theirs)) => Some(Answer::failed(
+                libc::EPROTO,
+                format_args!(
+                    "the program's preloaded library speaks version {theirs}, this engine (stp {}) version {}: use one release of stp for both",
+                    super::RELEASE,
+                    super::WIRE_VERSION
+                ),
+            )),
+            Err(Malformed::Nonsense) => Some(Answer::failed(libc::EPROTO, "no request")),
+        };
+        if let Some(answer) = answer {
+            self.answer(number, &answer);
+        }
+    }
+
+    fn answer(&mut self, number: u64, answer: &Answer) {
+        self.parked.remove(&number);
+        if let Some(talk) = self.talks.remove(&number) {
+            let message = answer.encode();
+            // A program that went meanwhile needs no answer.
+            let _ = send(&talk.socket, message.bytes(), SendFlags::NOSIGNAL);
+        }
+    }
+
+    fn park(&mut self, number: u64, answer: Answer, wait: Duration) {
+        let until = Instant::now() + wait;
+        self.parked.insert(number, Parked { answer, until });
+    }
+
+    /// Answers with what was parked, or with something else.
+    fn unpark(&mut self, number: u64, other: Option<Answer>) {
+        if let Some(parked) = self.parked.remove(&number) {
+            self.answer(number, &other.unwrap_or(parked.answer));
+        }
+    }
+
+    fn answer_parked(&mut self, now: Instant) {
+        let due: Vec<u64> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| parked.until <= now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in due {
+            self.unpark(number, None);
+        }
+    }
+
+    // --- requests
+
+    /// The answer, or `None` if it comes later.
+    fn handle(&mut self, question: Question) -> Option<Answer> {
+        let number = question.talk;
+        match question.request {
+            Request::Hello => Some(Answer::Hello(Hello {
+                volume: self.engine.volume().id,
+                system: *self.names.system(),
+                release: Text::new(super::RELEASE),
+                door_v4: self.door.v4(),
+                door_v6: self.door.v6(),
+            })),
+            Request::Systems { from } => match question.looks {
+                0 => self.look(question),
+                _ => Some(Answer::systems(&self.known, from)),
+            },
+            Request::Resolve { name } => {
+                let mut all = self.known.iter().map(|entry| entry.name);
+                let same = |other: &SystemName| {
+                    let (known, asked) = (other.as_str(), name.as_str());
+                    known.eq_ignore_ascii_case(asked)
+                };
+                let exact = all.clone().find(|known| *known == name);
+                match exact.or_else(|| all.find(same)) {
+                    Some(system) => {
+                        let found = self.names.addresses().number(&system);
+                        Some(Answer::Number(Some(found)))
+                    }
+                    None => self.look_or(question, Answer::Number(None)),
+                }
+            }
+            Request::NameOf { ip } => {
+                let system = SystemNumber::from_kernel(ip).or(SystemNumber::from_visible(ip));
+                match system.map(|system| self.find(system)) {
+                    None => Some(Answer::Name(None)),
+                    Some(Err(answer)) => Some(answer),
+                    Some(Ok(None)) => self.look_or(question, Answer::Name(None)),
+                    Some(Ok(name)) => Some(Answer::Name(name)),
+                }
+            }
+            Request::Listen { at, v6_only } => self.publish(Place { at, v6_only }, Some(number)),
+            Request::Unlisten { at } => {
+                self.withdraw(at);
+                Some(Answer::Done)
+            }
+            Request::Taken { port } => {
+                let taken = self.places.held(port).is_none()
+                    && self.dir.is_port_held(port).unwrap_or(false);
+                Some(Answer::Truth(taken))
+            }
+            Request::Connect { local, to, wait_us } => self.connect(question, local, to, wait_us),
+            Request::Outcome { local } => Some(Answer::Outcome(self.attempts.outcome(local))),
+            Request::Whois { local, peer } => {
+                let found = self.names.find(local, peer);
+                Some(Answer::Who(found.map(|(system, port)| Peer {
+                    system,
+                    at: SocketAddr::new(self.names.addresses().kernel_v4(&system).into(), port),
+                })))
+            }
+            Request::Namespace => {
+                self.send_namespaces(number);
+                None
+            }
+        }
+    }
+
+    fn find(&self, number: SystemNumber) -> Result<Option<SystemName>, Answer> {
+        let own = std::iter::once(*self.names.system());
+        let all = own.chain(self.known.iter().map(|entry| entry.name));
+        self.names
+            .addresses()
+            .find(number, all)
+            .map_err(|collision| Answer::failed(libc::EADDRNOTAVAIL, collision))
+    }
+
+    /// Looks for systems that were not there before, then handles the request again.
+    fn look(&mut self, mut question: Question) -> Option<Answer> {
+        let shared = Arc::clone(&self.shared);
+        question.looks += 1;
+        let reply = Reply::new(move |peers| shared.tell(News::Peers(question, peers)));
+        match self.engine.start_peers(reply) {
+            Ok(()) => None,
+            Err(stopped) => Some(Answer::failed(libc::ENETDOWN, stopped)),
+        }
+    }
+
+    /// Looks again, or answers so if that was done often enough.
+    fn look_or(&mut self, question: Question, answer: Answer) -> Option<Answer> {
+        match question.looks {
+            0 => self.look(question),
+            LOOKS_MAX.. => Some(answer),
+            _ => {
+                self.again.push((Instant::now() + LOOK_PAUSE, question));
+                None
+            }
+        }
+    }
+
+    fn ask_again(&mut self, now: Instant) {
+        let (due, later) = self.again.drain(..).partition(|(at, _)| *at <= now);
+        self.again = later;
+        let due: Vec<(Instant, Question)> = due;
+        for (_, question) in due {
+            if let Some(answer) = self.look(question) {
+                self.answer(question.talk, &answer);
+            }
+        }
+    }
+
+    fn learn(&mut self, peers: Vec<PeerInfo>) {
+        let mut known = vec![SystemEntry {
+            name: *self.names.system(),
+            alive: true,
+        }];
+        for peer in peers {
+            let alive = matches!(peer.state, PeerState::Up | PeerState::Suspect);
+            match known.iter_mut().find(|entry| entry.name == peer.system) {
+                Some(entry) => entry.alive |= alive,
+                None => known.push(SystemEntry {
+                    name: peer.system,
+                    alive,
+                }),
+            }
+        }
+        self.known = known;
+    }
+
+    fn take_news(&mut self) {
+        let news = std::mem::take(
+            &mut *self
+                .shared
+                .inbox
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for news in news {
+            match news {
+                News::Peers(question, peers) => {
+                    let answer = match peers {
+                        Some(peers) => {
+                            self.learn(peers);
+                            self.handle(question)
+                        }
+                        None => Some(Answer::failed(libc::ENETDOWN, "the engine is stopping")),
+                    };
+                    if let Some(answer) = answer {
+                        self.answer(question.talk, &answer);
+                    }
+                }
+                News::Listened(number, listened) => {
+                    let failed = match listened {
+                        Some(Ok(())) => None,
+                        Some(Err(error)) => Some(Answer::failed(libc::ENOBUFS, error)),
+                        None => Some(Answer::failed(libc::ENETDOWN, "the engine is stopping")),
+                    };
+                    self.unpark(number, failed);
+                }
+                News::Opened(number, opened) => self.opened(number, opened),
+            }
+        }
+    }
+
+    // --- listeners
+
+    fn publish(&mut self, place: Place, talk: Option<u64>) -> Option<Answer> {
+        let port = place.at.port();
+        if port == 0 {
+            return Some(Answer::failed(
+                libc::EINVAL,
+                "port 0 is no port to listen on",
+            ));
+        }
+        let places = match self.places.add(place) {
+            Ok(places) => places,
+            Err(error) => {
+                let errno = match error.kind() {
+                    io::ErrorKind::AddrInUse => libc::EADDRINUSE,
+                    _ => error.raw_os_error().unwrap_or(libc::ENOBUFS),
+                };
+                return Some(Answer::failed(errno, error));
+            }
+        };
+        let shared = Arc::clone(&self.shared);
+        let reply = Reply::new(move |listened| {
+            if let Some(talk) = talk {
+                shared.tell(News::Listened(talk, listened));
+            }
+        });
+        if let Err(stopped) = self.engine.start_listen(port, places, reply) {
+            self.places.remove(place.at);
+            return Some(Answer::failed(libc::ENETDOWN, stopped));
+        }
+        if let Some(talk) = talk {
+            self.park(talk, Answer::Done, PUBLISH_MAX);
+        }
+        None
+    }
+
+    fn withdraw(&mut self, at: SocketAddr) {
+        match self.places.remove(at) {
+            None => {}
+            Some(left) if left.is_empty() => self.engine.unlisten(at.port()),
+            Some(left) => {
+                let _ = self
+                    .engine
+                    .start_listen(at.port(), left, Reply::new(|_| {}));
+            }
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.sweep_at = now + SWEEP;
+        self.talks
+            .retain(|number, talk| talk.until > now || self.parked.contains_key(number));
+        if self.places.ports() == 0 {
+            return;
+        }
+        // Unreadable, nobody is judged: a connection that is refused tells as well.
+        if let Ok(listening) = listeners::listening() {
+            for at in self.places.gone(&listening) {
+                self.withdraw(at);
+            }
+        }
+    }
+
+    // --- connections
+
+    fn connect(
+        &mut self,
+        question: Question,
+        local: SocketAddr,
+        to: SocketAddr,
+        wait_us: u32,
+    ) -> Option<Answer> {
+        let talk = question.talk;
+        let ip = to.ip();
+        let number = SystemNumber::from_kernel(ip).or(SystemNumber::from_visible(ip));
+        let system = match number {
+            Some(number) => match self.find(number) {
+                Err(answer) => return Some(answer),
+                Ok(Some(system)) => system,
+                Ok(None) => {
+                    let text = format_args!("no system of this volume has the address {ip}");
+                    let unknown = Answer::failed(libc::EHOSTUNREACH, text);
+                    return self.look_or(question, unknown);
+                }
+            },
+            None if ip.to_canonical().is_loopback() || ip.is_unspecified() => *self.names.system(),
+            None => {
+                let text = format_args!("{ip} is no address of a system");
+                return Some(Answer::failed(libc::EHOSTUNREACH, text));
+            }
+        };
+        if system == *self.names.system() {
+            return Some(self.connect_here(local, to.port()));
+        }
+        // Only what the door can meet: the engine connects nowhere else on a program's word.
+        if !local.ip().is_loopback() || local.port() == 0 {
+            let text = format_args!("{local} is no loopback address of this host");
+            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
+        }
+        let Some(door) = self.door.for_local(local) else {
+            let text = "this host has no IPv6 loopback address";
+            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
+        };
+        let attempt = self.attempts.next_number();
+        let shared = Arc::clone(&self.shared);
+        let reply = Reply::new(move |opened| shared.tell(News::Opened(attempt, opened)));
+        let socket = HostSocket::awaited();
+        let from = Some(local.port());
+        let ticket = match self
+            .engine
+            .start_connect(from, &system, to.port(), socket, true, reply)
+        {
+            Ok(ticket) => ticket,
+            Err(failure) => return Some(failed(&failure)),
+        };
+        if let Some(act) = self.attempts.begin(local, attempt, ticket) {
+            perform(&self.engine, act);
+        }
+        self.names.note(local, door, system, to.port());
+        let answer = Answer::Connecting(Connecting::Door(door));
+        if wait_us == 0 {
+            return Some(answer);
+        }
+        self.waiters.insert(attempt, talk);
+        self.park(talk, answer, Duration::from_micros(wait_us.into()));
+        None
+    }
+
+    /// To a listener of this system: the kernel's own business.
+    fn connect_here(&self, local: SocketAddr, port: u16) -> Answer {
+        let places = self.places.of(port);
+        let usable = |place: &&Place| local.is_ipv6() == place.target(self.names.own()).is_ipv6();
+        let place = places.iter().find(usable).or(places.first());
+        let to = match place {
+            Some(place) => place.target(self.names.own()),
+            None if local.is_ipv6() => {
+                SocketAddr::new(IpAddr::from(std::net::Ipv6Addr::LOCALHOST), port)
+            }
+            None => SocketAddr::new(self.names.own(), port),
+        };
+        Answer::Connecting(Connecting::Direct(to))
+    }
+
+    fn opened(&mut self, attempt: u64, opened: Option<Result<Connected, ConnectFailure>>) {
+        let waiter = self.waiters.remove(&attempt);
+        let Some(local) = self.attempts.local(attempt) else {
+            // Replaced meanwhile.
+            if let Some(Ok(connected)) = opened {
+                self.engine.abort(connected.token);
+            }
+            return;
+        };
+        let now = Instant::now();
+        match opened {
+            Some(Ok(connected)) => {
+                self.attempts.settle(attempt, Ok(connected.token), now);
+                if let Some(talk) = waiter {
+                    self.unpark(talk, None);
+                }
+            }
+            refused => {
+                let failure = match refused {
+                    Some(Err(failure)) => failure,
+                    _ => ConnectFailure::EngineGone("the engine is stopping".to_owned()),
+                };
+                if let Some(talk) = waiter.filter(|talk| self.parked.contains_key(talk)) {
+                    // It is told at once and never goes to the door.
+                    self.attempts.remove(local);
+                    self.unpark(talk, Some(failed(&failure)));
+                } else {
+                    self.attempts.settle(attempt, Err(errno(&failure)), now);
+                }
+            }
+        }
+    }
+
+    // --- namespaces
+
+    fn send_namespaces(&mut self, number: u64) {
+        let opened = ["/proc/thread-self/ns/net", "/proc/thread-self/ns/user"].map(fs::File::open);
+        let Some(talk) = self.talks.get(&number) else {
+            return;
+        };
+        let fds: Vec<_> = opened.iter().flatten().map(AsFd::as_fd).collect();
+        if let Some(Err(error)) = opened.first() {
+            let text = format!("/proc/thread-self/ns/net: {error}");
+            self.answer(number, &Answer::failed(libc::ENOENT, text));
+            return;
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let message = Answer::Namespace.encode();
+        let parts = [io::IoSlice::new(message.bytes())];
+        let _ = sendmsg(&talk.socket, &parts, &mut control, SendFlags::NOSIGNAL);
+        self.talks.remove(&number);
+    }
+}
+
+fn perform(engine: &EngineHandle, act: Act) {
+    match act {
+        Act::Cancel(ticket) => engine.cancel(ticket),
+        Act::Join(token, socket) => engine.join(token, HostSocket::tcp(socket)),
+        Act::Abort(token) => engine.abort(token),
+    }
+}
+
+fn failed(failure: &ConnectFailure) -> Answer {
+    let text = match failure {
+        ConnectFailure::UnknownSystem => "the group has no such system",
+        ConnectFailure::SystemDead => "the system is known, but none of its engines runs",
+        ConnectFailure::Refused => "nobody listens there",
+        ConnectFailure::TimedOut => "no answer in time",
+        ConnectFailure::NoPort => "every local port is taken",
+        ConnectFailure::TooManyStreams => "this engine's socket table is full",
+        ConnectFailure::Reset(text)
+        | ConnectFailure::EngineGone(text)
+        | ConnectFailure::Failed(text) => text,
+    };
+    Answer::failed(errno(failure), text)
+}
+
+/// The error number that a program sees.
+fn errno(failure: &ConnectFailure) -> i32 {
+    match failure {
+        ConnectFailure::UnknownSystem | ConnectFailure::SystemDead => libc::EHOSTUNREACH,
+        ConnectFailure::Refused => libc::ECONNREFUSED,
+        ConnectFailure::TimedOut => libc::ETIMEDOUT,
+        ConnectFailure::NoPort => libc::EADDRNOTAVAIL,
+        ConnectFailure::TooManyStreams => libc::ENOBUFS,
+        ConnectFailure::Reset(_) => libc::ECONNRESET,
+        ConnectFailure::EngineGone(_) => libc::ENETDOWN,
+        ConnectFailure::Failed(_) => libc::ENETUNREACH,
+    }
+}
