@@ -36,6 +36,8 @@ pub struct Volume {
     damage: [Option<String>; 2],
     medium: Box<dyn Medium>,
     size_bytes: u64,
+    /// Nobody writes: nothing is late, and nobody is waited for.
+    still: bool,
 }
 
 impl std::fmt::Debug for Volume {
@@ -115,6 +117,7 @@ pub fn from_medium(spec: &VolumeSpec, mut medium: Box<dyn Medium>) -> Result<Vol
         damage,
         medium,
         size_bytes,
+        still: false,
     })
 }
 
@@ -157,6 +160,17 @@ impl Volume {
     /// Bytes of the storage under it; at least those of its geometry.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    /// Says that nobody writes to this storage, as with a copy of a volume: what does not validate is not read again,
+    /// and whether nodes live is not waited for.
+    pub fn assume_still(&mut self) {
+        self.still = true;
+    }
+
+    /// How often a record that does not validate is read again.
+    fn rereads_max(&self) -> u32 {
+        if self.still { 0 } else { REREADS_MAX }
     }
 
     /// What kind of storage that is, for people.

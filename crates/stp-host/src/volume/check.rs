@@ -11,7 +11,7 @@ use stp_format::{Damage, Place, SeatId, SeatRecord, SeatState, TableUnit, UNIT_B
 
 use super::read::SeatView;
 use super::transfer::Blocking;
-use super::{REREAD_PAUSE, REREADS_MAX, Volume, VolumeError, read_superblock};
+use super::{REREAD_PAUSE, Volume, VolumeError, read_superblock};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Volume {
         for copy in 0..2 {
             let mut blocking = Blocking::new(&mut *self.medium);
             let wrong = match read_superblock(&mut blocking, copy, self.size_bytes) {
-                Ok(Ok(_) | Err(Damage::Version(_))) => false,
+                Ok(Ok(_) | Err(Damage::Version(_) | Damage::Features(_))) => false,
                 // A sector that cannot be read is made anew by writing it.
                 Ok(Err(_)) | Err(_) => true,
             };
@@ -268,7 +268,7 @@ impl Volume {
         report: &mut CheckReport,
     ) -> Result<bool, VolumeError> {
         let volume = self.superblock.volume;
-        for attempt in 0..=REREADS_MAX {
+        for attempt in 0..=self.rereads_max() {
             if attempt > 0 {
                 std::thread::sleep(REREAD_PAUSE);
             }
@@ -347,7 +347,7 @@ impl Volume {
         loop {
             let buf = self.read_counted(place, units, report)?;
             match decode(buf.bytes()) {
-                Err(damage) if damage != Damage::Blank && attempt < REREADS_MAX => {
+                Err(damage) if damage != Damage::Blank && attempt < self.rereads_max() => {
                     attempt += 1;
                     std::thread::sleep(REREAD_PAUSE);
                 }

@@ -11,7 +11,7 @@ use stp_format::{
 };
 
 use super::transfer::Blocking;
-use super::{REREAD_PAUSE, REREADS_MAX, Volume, VolumeError};
+use super::{REREAD_PAUSE, Volume, VolumeError};
 
 /// Longest time that [`Volume::watch`] looks.
 const WATCH_MAX: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ impl Volume {
     /// Every seat's record.
     pub fn read_directory(&mut self) -> Result<Vec<SeatView>, VolumeError> {
         let mut views = self.read_directory_once()?;
-        for _ in 0..REREADS_MAX {
+        for _ in 0..self.rereads_max() {
             let late = |view: &SeatView| view.record.is_none() && view.is_damaged();
             if !views.iter().any(late) {
                 break;
@@ -128,7 +128,7 @@ impl Volume {
             .map(|record| record.timings.heartbeat_ms)
             .max();
         let mut latest = first.clone();
-        if let Some(ms) = heartbeat_ms_max {
+        if let Some(ms) = heartbeat_ms_max.filter(|_| !self.still) {
             let look = Duration::from_millis(u64::from(ms) * 2 + 200).min(WATCH_MAX);
             let until = Instant::now() + look;
             while Instant::now() < until

@@ -1,0 +1,102 @@
+//! Every harness with the inputs that are kept and with some thousands of made ones, in every test run.
+//!
+//! - `fuzz/corpus/NAME` holds what fuzzing found worth keeping, `fuzz/regressions/NAME` what once broke something; both
+//!   stay small.
+//! - A failure names the input: it is written to a file, to be run again or kept.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use stp_fuzz::{Rng, TARGETS, Target, find};
+
+fn folder(kind: &str, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../fuzz/{kind}/{name}"))
+}
+
+fn kept(kind: &str, name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let Ok(entries) = std::fs::read_dir(folder(kind, name)) else {
+        return Vec::new();
+    };
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect()
+}
+
+fn exercise(name: &str) {
+    let target = find(name).expect("a target");
+    let mut seeds = Vec::new();
+    for kind in ["regressions", "corpus"] {
+        for (path, input) in kept(kind, name) {
+            eprintln!("{}", path.display());
+            (target.run)(&input);
+            seeds.push(input);
+        }
+    }
+    let seed = std::env::var("STP_FUZZ_SEED").ok();
+    let seed: u64 = seed.and_then(|text| text.parse().ok()).unwrap_or(1);
+    let times: u32 = std::env::var("STP_FUZZ_TIMES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1);
+    let mut rng = Rng::new(seed);
+    for number in 0..target.tests * times {
+        let input = rng.input(&seeds, target.bytes_max);
+        if catch_unwind(AssertUnwindSafe(|| (target.run)(&input))).is_err() {
+            let path = std::env::temp_dir().join(format!("stp-fuzz-{name}-{seed}-{number}"));
+            std::fs::write(&path, &input).unwrap();
+            panic!(
+                "{name}: input {number} of seed {seed} is in {}; keep it in fuzz/regressions/{name}",
+                path.display()
+            );
+        }
+    }
+}
+
+macro_rules! targets {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            exercise(stringify!($name));
+        })*
+
+        const EXERCISED: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+targets! {
+    records, records_made, segment, node, claim, volume, text, files, socks, control, control_client, run_wire,
+}
+
+/// No harness is left out here or in the fuzzers' own workspace.
+#[test]
+fn every_harness_is_driven_both_ways() {
+    let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(names, EXERCISED);
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/Cargo.toml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    for Target { name, .. } in TARGETS {
+        assert!(
+            manifest.contains(&format!("name = \"{name}\"")),
+            "fuzz/Cargo.toml lacks {name}"
+        );
+        let file = folder("fuzz_targets", &format!("{name}.rs"));
+        assert!(file.is_file(), "{} is missing", file.display());
+    }
+}
+
+/// The checkers find what they are for: a write elsewhere, a text that is printed otherwise, a byte out of place.
+#[test]
+fn the_checkers_can_fail() {
+    use stp_format::{Place, SeatId};
+    let elsewhere = Place::Seat {
+        seat: SeatId(1),
+        copy: 0,
+    };
+    assert!(!stp_fuzz::node::may_write(SeatId(0), &elsewhere));
+    assert!(stp_fuzz::node::may_write(SeatId(1), &elsewhere));
+    let superblock = Place::Superblock { copy: 0 };
+    assert!(!stp_fuzz::node::may_write(SeatId(0), &superblock));
+}
