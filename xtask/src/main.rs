@@ -10,6 +10,8 @@ usage: cargo xtask CHORE [OPTIONS]
   needs [--install]                 list the Debian programs that the tests use, and what is missing
   suites [cpython|libuv]... [--short]
                                     others' socket tests on TCP and under `stp run`; writes docs/SUITES.md
+  fuzz [--minutes N] [TARGET]...    libFuzzer on every decoder and state machine (needs cargo-fuzz)
+  soak [--minutes N] [--seed N]     engines, programs and storage killed and stopped at random, every stream checked
   vm [--memory] [--keep]            two QEMU guests without a network card on one raw disk, or on shared memory
                                     (on demand)
 ";
@@ -23,6 +25,8 @@ fn main() -> ExitCode {
         "tidy" => xtask::tidy::run(&rest),
         "needs" => xtask::needs::run(&rest),
         "suites" => xtask::suites::run(&rest),
+        "fuzz" => xtask::fuzz::run(&rest),
+        "soak" => xtask::soak::run(&rest),
         "vm" => xtask::vm::run(&rest),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

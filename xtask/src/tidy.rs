@@ -36,6 +36,17 @@ const FLOORS: &[(&str, &[&str])] = &[
         &["stp-posix", "stp", "stp-host", "stp-format"],
     ),
     (
+        "stp-fuzz",
+        &[
+            "stp-format",
+            "stp-core",
+            "stp-medium",
+            "stp-host",
+            "stp",
+            "stp-cli",
+        ],
+    ),
+    (
         "stp-tests",
         &["stp-format", "stp-core", "stp-medium", "stp-host", "stp"],
     ),

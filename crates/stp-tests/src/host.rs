@@ -252,6 +252,19 @@ impl Host {
         })
     }
 
+    /// The kernel's list of Unix sockets in its network namespace, with those of the whole machine where it has none.
+    #[must_use]
+    pub fn unix_sockets(&self) -> String {
+        match &self.isolated {
+            Ok(holder) => {
+                let path = format!("/proc/{}/net/unix", holder.process.id());
+                std::fs::read_to_string(path).unwrap_or_default()
+            }
+            // Other tests' sockets are among the machine's.
+            Err(_) => String::new(),
+        }
+    }
+
     /// Waits until a TCP program of this host listens on `port`.
     ///
     /// # Panics

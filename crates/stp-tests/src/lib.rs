@@ -11,6 +11,7 @@ pub mod golden;
 mod host;
 pub mod pattern;
 mod skip;
+pub mod soak;
 mod spawn;
 mod stage;
 mod volume;

@@ -328,6 +328,23 @@ impl Proc {
         })
     }
 
+    /// Waits until it says that it listens.
+    ///
+    /// # Errors
+    /// What it said, if it ends or hangs before.
+    pub fn listening(&mut self) -> Result<(), String> {
+        let start = std::time::Instant::now();
+        loop {
+            if self.out().contains("listening") {
+                return Ok(());
+            }
+            if self.ended().is_some() || start.elapsed() >= HANG {
+                return Err(format!("{}: {}{}", self.line, self.out(), self.err()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits for its end.
     ///
     /// # Panics

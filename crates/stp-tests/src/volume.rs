@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
+
 use crate::wait_for;
 
 /// What the volume is.
@@ -23,7 +25,19 @@ pub enum Kind {
     Lun,
     /// The same with late answers and failing reads and writes.
     FaultyLun,
+    /// A loop device with direct I/O on such a LUN: a block device that can be made to fail, to be late and to stall.
+    FaultyLoop,
 }
+
+/// What a faulty LUN's server is told, beside where its bytes are.
+const FAULTY: [&str; 6] = [
+    "--filter=error",
+    "--filter=delay",
+    "error=EIO",
+    "error-pread-rate=5%",
+    "error-pwrite-rate=10%",
+    "rdelay=2ms",
+];
 
 /// A volume, taken down on drop.
 pub struct Volume {
@@ -64,24 +78,12 @@ impl Volume {
                 volume.attach_loop()?;
                 volume.attach_loop()?;
             }
-            Kind::Lun => volume.attach_lun(folder, &[])?,
-            Kind::FaultyLun => {
-                let faults = folder.join("faults");
-                volume.faults = Some(faults.clone());
-                let file = format!("error-file={}", faults.display());
-                volume.attach_lun(
-                    folder,
-                    &[
-                        "--filter=error",
-                        "--filter=delay",
-                        "error=EIO",
-                        "error-pread-rate=5%",
-                        "error-pwrite-rate=10%",
-                        &file,
-                        "rdelay=2ms",
-                        "wdelay=5ms",
-                    ],
-                )?;
+            Kind::Lun => volume.attach_lun(folder, &[], VIEWS)?,
+            Kind::FaultyLun => volume.attach_faulty(folder, VIEWS)?,
+            Kind::FaultyLoop => {
+                volume.attach_faulty(folder, 1)?;
+                let lun = volume.views.remove(0);
+                volume.attach_loop_on(&lun)?;
             }
         }
         Ok(volume)
@@ -99,7 +101,18 @@ impl Volume {
         &self.backing
     }
 
-    /// Switches the errors of a [`Kind::FaultyLun`] on or off; delays stay.
+    /// Stops the storage, or lets it go on: meanwhile every operation waits.
+    ///
+    /// # Panics
+    /// On another kind than a faulty one.
+    pub fn stall(&self, on: bool) {
+        assert!(self.faults.is_some(), "a faulty volume");
+        let signal = if on { Signal::STOP } else { Signal::CONT };
+        let server = Pid::from_child(self.servers.first().expect("a server"));
+        rustix::process::kill_process(server, signal).expect("the storage's server");
+    }
+
+    /// Switches the errors of a faulty LUN on or off; delays stay.
     ///
     /// # Panics
     /// On another kind.
@@ -113,11 +126,16 @@ impl Volume {
     }
 
     fn attach_loop(&mut self) -> Result<(), String> {
+        let backing = self.backing.clone();
+        self.attach_loop_on(&backing)
+    }
+
+    fn attach_loop_on(&mut self, backing: &Path) -> Result<(), String> {
         if !rustix::process::geteuid().is_root() {
             return Err("not root: no loop device".into());
         }
         let direct = ["--find", "--show", "--direct-io=on"];
-        let path = run(Command::new("losetup").args(direct).arg(&self.backing))?;
+        let path = run(Command::new("losetup").args(direct).arg(backing))?;
         let device = File::open(&path).map_err(|error| format!("{path}: {error}"));
         // Open or not, from here on the device goes away with its last descriptor.
         let detached = run(Command::new("losetup").args(["--detach", &path]));
@@ -127,7 +145,19 @@ impl Volume {
         Ok(())
     }
 
-    fn attach_lun(&mut self, folder: &Path, filters: &[&str]) -> Result<(), String> {
+    fn attach_faulty(&mut self, folder: &Path, views: usize) -> Result<(), String> {
+        let faults = folder.join("faults");
+        self.faults = Some(faults.clone());
+        let file = format!("error-file={}", faults.display());
+        let words: Vec<&str> = FAULTY
+            .iter()
+            .copied()
+            .chain([&*file, "wdelay=5ms"])
+            .collect();
+        self.attach_lun(folder, &words, views)
+    }
+
+    fn attach_lun(&mut self, folder: &Path, filters: &[&str], views: usize) -> Result<(), String> {
         if !Path::new("/dev/fuse").exists() {
             return Err("no /dev/fuse".into());
         }
@@ -142,7 +172,7 @@ impl Volume {
         self.serve(server, "nbdkit")?;
         let there = || socket.exists();
         self.wait_server("nbdkit", there)?;
-        for index in 0..VIEWS {
+        for index in 0..views {
             let mount = folder.join(format!("lun{index}"));
             std::fs::create_dir(&mount).map_err(|error| format!("{}: {error}", mount.display()))?;
             let mut client = Command::new("nbdfuse");
@@ -193,6 +223,10 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
+        if self.faults.is_some() {
+            self.stall(false);
+        }
+        self.devices.clear();
         for mount in &self.mounts {
             let done = Command::new("fusermount3")
                 .args(["-u", "-z"])
