@@ -30,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     target("records", records::decode, 9000, 4000),
     target("records_made", records::round_trip, 1024, 2000),
     target("segment", records::segment, 9000, 4000),
+    target("gift", records::gift, 600, 8000),
     target("node", node::run, 2048, 1500),
     target("claim", claim::run, 1024, 400),
     target("volume", volume::mutated, 512, 600),

@@ -26,6 +26,11 @@ const STREAMS_MAX: usize = 24;
 const OWN: SeatId = SeatId(0);
 const PORTS: [u16; 4] = [0, 80, 7000, 7001];
 
+/// One of few names of moves.
+fn token(u: &mut Unstructured<'_>) -> Result<MoveToken> {
+    Ok(MoveToken([u.int_in_range(0..=2)?; 16]))
+}
+
 /// The only byte that a stream may carry at an offset.
 fn pattern(offset: u64) -> u8 {
     (offset ^ (offset >> 8)).wrapping_mul(31) as u8
@@ -48,6 +53,7 @@ struct Program {
     received: u64,
     offered: bool,
     ended: bool,
+    adopted: bool,
 }
 
 /// The world around one node.
@@ -303,7 +309,7 @@ impl World {
             let mut bytes = [0; 4000];
             let next = peer.sent.get(stream as usize).copied().unwrap_or(0);
             let place = if u.ratio(5, 6)? { next } else { number(u)? };
-            let body = match u.int_in_range(0..=9)? {
+            let body = match u.int_in_range(0..=15)? {
                 0..=2 => FrameBody::Open {
                     to_port: *u.choose(&PORTS)?,
                     from_port: u.arbitrary()?,
@@ -322,7 +328,27 @@ impl World {
                 6 => FrameBody::Credit { limit: number(u)? },
                 7 => FrameBody::Urgent { offset: place },
                 8 => FrameBody::Fin { offset: place },
-                _ => FrameBody::Reset { reason: number(u)? },
+                9 => FrameBody::Reset { reason: number(u)? },
+                10 => FrameBody::Hold {
+                    token: token(u)?,
+                    offset: place,
+                },
+                11 => FrameBody::Held { offset: place },
+                12 => FrameBody::Resume,
+                13 => FrameBody::Resumed,
+                14 => FrameBody::Adopt(Adopt {
+                    token: token(u)?,
+                    giver: SeatId(u.int_in_range(0..=4)?),
+                    giver_incarnation: self.peers[u.choose_index(3)?].incarnation,
+                    key: StreamKey {
+                        by_writer: u.arbitrary()?,
+                        number: u.int_in_range(0..=7)?,
+                    },
+                    sent: number(u)?,
+                    received: number(u)?,
+                    credit: number(u)?,
+                }),
+                _ => FrameBody::Moved,
             };
             let pushed = builder.push(&Frame { key, body });
             if let (true, FrameBody::Data { offset, bytes }) = (pushed, body)
@@ -370,7 +396,27 @@ impl World {
     /// A program asks for something.
     fn call(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
         let now = self.now;
-        match u.int_in_range(0..=11)? {
+        match u.int_in_range(0..=16)? {
+            12 => {
+                let id = self.stream(u)?;
+                let _ = self.node.hold(now, id, token(u)?);
+            }
+            13 => {
+                let id = self.stream(u)?;
+                self.node.resume(now, id);
+            }
+            14 => {
+                let id = self.stream(u)?;
+                let still = self.node.stillness(id);
+                assert!(still.is_none() || self.node.is_giving(id));
+            }
+            15 => {
+                let seat = SeatId(u.int_in_range(0..=5)?);
+                if let Ok(id) = self.node.connect_service(now, seat) {
+                    self.begin(id, false);
+                }
+            }
+            16 => self.adopt(u)?,
             0 => drop(self.node.listen(*u.choose(&PORTS)?)),
             1 => self.node.unlisten(*u.choose(&PORTS)?),
             2..=4 => {
@@ -421,12 +467,55 @@ impl World {
         Ok(())
     }
 
+    /// A stream comes from another engine, with whatever that says of it.
+    fn adopt(&mut self, u: &mut Unstructured<'_>) -> Result<()> {
+        let index = u.choose_index(3)?;
+        let honest = u.ratio(3, 4)?;
+        let (received, credit) = (number(u)?, number(u)?);
+        let unread = u.int_in_range(0..=64)?;
+        let adoption = Adoption {
+            token: token(u)?,
+            giver: SeatId(u.int_in_range(0..=4)?),
+            giver_incarnation: Incarnation(number(u)?),
+            stream: Stillness {
+                seat: if honest {
+                    SeatId(index as u16 + 1)
+                } else {
+                    SeatId(u.arbitrary()?)
+                },
+                incarnation: self.peers[index].incarnation,
+                key: StreamKey {
+                    by_writer: u.arbitrary()?,
+                    number: number(u)?,
+                },
+                local_port: u.arbitrary()?,
+                peer: name(u)?,
+                peer_port: u.arbitrary()?,
+                sent: number(u)?,
+                received,
+                credit: if honest { credit.max(received) } else { credit },
+                finished: u.arbitrary()?,
+                peer_finished: u.arbitrary()?,
+                undelivered: vec![7; unread],
+            },
+        };
+        if let Ok(id) = self.node.adopt(self.now, adoption) {
+            self.begin(id, false);
+            if let Some(program) = self.programs.get_mut(&id) {
+                // What it brings is not of this world's pattern.
+                program.adopted = true;
+            }
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, id: StreamId, offered: bool) {
         assert!(!self.gone.contains(&id), "{id:?} was used before");
         let program = Program {
             received: 0,
             offered,
             ended: false,
+            adopted: false,
         };
         assert!(self.programs.insert(id, program).is_none(), "{id:?} twice");
         assert!(
@@ -456,10 +545,11 @@ impl World {
                     _ => bytes.len(),
                 };
                 for byte in &bytes[..take] {
-                    assert_eq!(
-                        *byte,
-                        pattern(program.received),
-                        "{id:?} at {}",
+                    let wanted = pattern(program.received);
+                    let right = program.adopted || *byte == wanted;
+                    assert!(
+                        right,
+                        "{id:?} at {}: {byte}, not {wanted}",
                         program.received
                     );
                     program.received += 1;
@@ -505,7 +595,7 @@ impl World {
     fn heed(&mut self, event: &Event) {
         match *event {
             Event::Incoming { id, .. } => self.begin(id, true),
-            Event::Failed(id, _) | Event::Reset(id, _) | Event::Closed(id) => {
+            Event::Failed(id, _) | Event::Reset(id, _) | Event::Closed(id) | Event::Moved(id) => {
                 assert!(self.programs.remove(&id).is_some(), "{event:?} of nobody");
                 self.gone.insert(id);
             }

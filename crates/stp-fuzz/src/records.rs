@@ -140,6 +140,25 @@ pub fn segment(data: &[u8]) {
     assert_eq!(found, good);
 }
 
+/// What engines say to each other about a stream that moves.
+pub fn gift(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((message, len))) = GiftMessage::decode(rest) {
+        assert!(len <= rest.len());
+        let mut again = Vec::new();
+        message.encode(&mut again);
+        assert_eq!(
+            GiftMessage::decode(&again),
+            Ok(Some((message, again.len())))
+        );
+        // Of a message that is not whole, nothing is taken.
+        for cut in [0, again.len() / 2, again.len() - 1] {
+            assert_eq!(GiftMessage::decode(&again[..cut]), Ok(None));
+        }
+        rest = &rest[len..];
+    }
+}
+
 /// Records with any values that a writer may write come back as they were.
 pub fn round_trip(data: &[u8]) {
     let mut u = Unstructured::new(data);
@@ -158,11 +177,14 @@ fn made(u: &mut Unstructured<'_>) -> Result<()> {
     let found = SeatRecord::decode(units.bytes(), VOLUME, &geometry, SeatId(2));
     match found {
         Ok(found) => assert_eq!(found, wanted),
-        Err(damage) => {
-            assert_eq!(damage, Damage::Field("links.ring"));
+        Err(Damage::Field("links.ring")) => {
             let bad = |link: &LinkEntry| link.ring.extents != 0 && !geometry.holds(link.ring);
             assert!(record.links.iter().any(bad));
         }
+        // There must always be a next number.
+        Err(Damage::Field("incarnation")) => assert!(record.incarnation.0 >= 1 << 63),
+        Err(Damage::Field("record_version")) => assert!(record.record_version >= 1 << 63),
+        Err(damage) => panic!("{damage}"),
     }
     let mut scbs = vec![None; SCBS_PER_UNIT];
     for place in &mut scbs {
@@ -299,6 +321,7 @@ pub fn seat_record(
         },
         ports,
         ports_overflow: u.ratio(1, 8)?,
+        moves: u.ratio(7, 8)?,
         links,
     })
 }

@@ -67,7 +67,7 @@ macro_rules! targets {
 }
 
 targets! {
-    records, records_made, segment, node, claim, volume, text, files, socks, control, control_client, run_wire,
+    records, records_made, segment, gift, node, claim, volume, text, files, socks, control, control_client, run_wire,
 }
 
 /// No harness is left out here or in the fuzzers' own workspace.

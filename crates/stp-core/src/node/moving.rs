@@ -45,6 +45,9 @@ pub struct Stillness {
     pub undelivered: Vec<u8>,
 }
 
+/// Bytes of a stream in one direction that no stream reaches.
+const POSITION_MAX: u64 = 1 << 62;
+
 /// A stream that comes to this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adoption {
@@ -146,7 +149,9 @@ impl Node {
         } = adoption;
         let seat = still.seat;
         let unread = still.undelivered.len() as u64;
-        if seat == self.seat || still.received < unread || still.credit < still.received {
+        // The giver is another engine, perhaps a broken one: positions leave room for sums of them.
+        let beyond = still.sent.max(still.credit) > POSITION_MAX;
+        if seat == self.seat || still.received < unread || still.credit < still.received || beyond {
             return Err(ConnectError::Reset(ResetReason::Protocol));
         }
         let peer = self.directory.peer(seat);
