@@ -238,7 +238,8 @@ impl Stage {
 }
 
 /// Whether the command under test runs programs.
-fn has_run() -> bool {
+#[must_use]
+pub fn has_run() -> bool {
     let mut lab = Lab::new("stp run");
     lab.host("alpha", Net::None);
     let [alpha] = lab.hosts();

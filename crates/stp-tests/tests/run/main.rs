@@ -7,6 +7,7 @@
 mod databases;
 mod files;
 mod logins;
+mod promises;
 mod runtimes;
 mod streams;
 mod web;

@@ -1,0 +1,501 @@
+//! What `stp run` promises around its programs: exit codes, signals, engines that come and go, honest refusals.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+use rustix::process::Signal;
+use stp_tests::{
+    Cmd, HANG, Host, Kind, Lab, Net, Proc, Ran, Stage, Transport, find_program, skip, skip_part,
+    wait_for,
+};
+
+const ECHO: &str = include_str!("data/echo.py");
+const HOLD: &str = include_str!("data/hold.py");
+
+/// Two systems; engines only where the story starts them.
+fn lab(name: &str, kind: Kind) -> Option<Lab> {
+    if find_program("python3").is_none() {
+        skip(name, "not installed: python3");
+        return None;
+    }
+    if !stp_tests::has_run() {
+        skip(name, "this stp has no `run`");
+        return None;
+    }
+    Lab::with(name, kind, &["alpha", "beta"], Net::None)
+}
+
+fn run(host: &Host, program: &str) -> Cmd {
+    host.stp(["run", "--"]).called(program).arg(program)
+}
+
+fn python(host: &Host, name: &str, script: &str) -> Cmd {
+    run(host, "python3").called(name).args(["-c", script])
+}
+
+fn shell(host: &Host, script: &str) -> Cmd {
+    run(host, "sh").args(["-c", script])
+}
+
+fn echo(host: &Host, port: u16) -> Proc {
+    let mut server = python(host, "echo", ECHO)
+        .arg(port.to_string())
+        .stdin_pipe()
+        .spawn();
+    server.wait_out("a listening line", |out| {
+        out.contains("listens").then_some(())
+    });
+    server
+}
+
+/// A failure that is ours to tell: on one line, what and what to do, and an exit code that is not the program's.
+fn told(ran: &Ran, words: &[&str]) {
+    assert!(!ran.status.success(), "{ran}");
+    let line = ran.err.lines().find(|line| line.contains("stp"));
+    let line = line
+        .unwrap_or_else(|| panic!("nothing of stp: {ran}"))
+        .to_lowercase();
+    for word in words {
+        assert!(line.contains(&word.to_lowercase()), "no {word:?} in: {ran}");
+    }
+}
+
+/// The exit code is the program's, and so is the end by a signal; signals reach the program; no engine was there before, and
+/// the one that was started leaves when nobody needs it.
+#[test]
+fn exit_codes_and_signals_are_the_programs() {
+    let Some(lab) = lab("stp run: exit codes", Kind::File) else {
+        return;
+    };
+    let [alpha] = lab.hosts();
+    let ran = shell(alpha, "echo out; echo err >&2; exit 7").run();
+    assert_eq!((ran.code(), ran.text().as_str()), (7, "out\n"), "{ran}");
+    assert!(ran.err.contains("err"), "{ran}");
+    assert_eq!(shell(alpha, "kill -SEGV $$").run().code(), 128 + 11);
+    for (signal, name) in [
+        (Signal::TERM, "TERM"),
+        (Signal::INT, "INT"),
+        (Signal::HUP, "HUP"),
+        (Signal::USR1, "USR1"),
+    ] {
+        let script = format!("trap 'exit 9' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut waiting = shell(alpha, &script).spawn();
+        waiting.wait_out("the trap", |out| out.contains("ready").then_some(()));
+        waiting.signal(signal);
+        assert_eq!(waiting.wait().code(), Some(9), "{name}");
+    }
+    // What it reads and writes is passed on untouched.
+    let input = stp_tests::make_file(&alpha.path("input"), 1, 3_000_000);
+    let copied = run(alpha, "cat").stdin_file(&input).ok();
+    assert!(
+        copied.out == std::fs::read(&input).unwrap(),
+        "what cat copied differs"
+    );
+    let missing = run(alpha, "no-such-program-at-all").run();
+    assert_eq!(missing.code(), 127, "{missing}");
+    told(&missing, &["no-such-program-at-all"]);
+    let folder = alpha.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let refused = run(alpha, &folder.display().to_string()).run();
+    assert_eq!(refused.code(), 126, "{refused}");
+    assert_eq!(alpha.stp(["run"]).run().code(), 2);
+    lab.prove();
+}
+
+/// `stp run` starts an engine where none runs; the program's stream crosses; the engine leaves once it is idle.
+#[test]
+fn an_engine_is_started_and_leaves() {
+    let Some(lab) = lab("stp run: an engine of its own", Kind::File) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let server = echo(beta, 7000);
+    let mut client = python(alpha, "hold", HOLD)
+        .args(["beta.stp", "7000"])
+        .spawn();
+    client.wait_out("an echo", |out| out.contains("echoed hello").then_some(()));
+    drop(server);
+    drop(client);
+    wait_for("the engines' leave", HANG, || {
+        let ss = alpha.stp(["ss", "--all", "-q", "--json"]).ok();
+        let report: serde_json::Value = serde_json::from_slice(&ss.out).expect("JSON");
+        let mut nodes = report["nodes"].as_array().into_iter().flatten();
+        nodes.all(|node| node["state"] == "left").then_some(())
+    });
+    lab.prove();
+}
+
+/// Unknown systems and closed ports are told by the errors that programs know; a taken port is taken, whoever has it; a mapped
+/// address means a system.
+#[test]
+fn names_ports_and_mapped_addresses() {
+    let Some(lab) = lab("stp run: names and ports", Kind::File) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let _engines = [alpha.engine(), beta.engine()];
+    let _server = echo(beta, 7000);
+    let ask = |host: &str, port: &str| {
+        let asked = python(alpha, "hold", HOLD).args([host, port]).ok();
+        asked.text().trim().to_owned()
+    };
+    // The resolver's own error: no such name.
+    assert!(ask("gamma.stp", "7000").contains("Name or service not known"));
+    let errno = |error: rustix::io::Errno| format!("error {} ", error.raw_os_error());
+    // An address of the group's that no system has.
+    assert!(ask("240.64.77.77", "7000").starts_with(&errno(rustix::io::Errno::HOSTUNREACH)));
+    assert!(ask("beta.stp", "9").starts_with(&errno(rustix::io::Errno::CONNREFUSED)));
+    // A port is one program's: of this system by another program, by a program of the library, and free again afterwards.
+    let bind =
+        "import socket, sys; s = socket.create_server(('', int(sys.argv[1]))); print('bound')";
+    let taken = python(beta, "bind", bind).arg("7000").run();
+    assert!(taken.err.contains("Address already in use"), "{taken}");
+    python(alpha, "bind", bind).arg("7000").ok();
+    let mut library = beta.stp(["cat", "-l", "7001"]).stdin_pipe().spawn();
+    wait_for("a listener of the library", HANG, || {
+        assert!(library.ended().is_none(), "{}", library.err());
+        beta.stp(["ss", "-l", "-q"])
+            .ok()
+            .text()
+            .contains("7001")
+            .then_some(())
+    });
+    let taken = python(beta, "bind", bind).arg("7001").run();
+    assert!(taken.err.contains("Address already in use"), "{taken}");
+    drop(library);
+    wait_for("the port's freedom", HANG, || {
+        python(beta, "bind", bind)
+            .arg("7001")
+            .run()
+            .status
+            .success()
+            .then_some(())
+    });
+    // A program of the library serves one that knows TCP only.
+    let reply = beta.path("reply");
+    std::fs::write(&reply, "from the library").unwrap();
+    let listener = beta.stp(["cat", "-l", "7002"]).stdin_file(&reply).spawn();
+    let get = "import socket, sys; s = socket.create_connection((sys.argv[1], 7002)); s.shutdown(1); print(s.makefile().read())";
+    wait_for("an answer of the library", HANG, || {
+        let got = python(alpha, "get", get).arg("beta.stp").run();
+        (got.text().trim() == "from the library").then_some(())
+    });
+    listener.ok();
+    let mapped = alpha.stp([
+        "run",
+        "--map",
+        "10.9.8.7=beta",
+        "--",
+        "python3",
+        "-c",
+        HOLD,
+        "10.9.8.7",
+        "7000",
+    ]);
+    let mut mapped = mapped.spawn();
+    mapped.wait_out("an echo", |out| out.contains("echoed hello").then_some(()));
+    let wrong = alpha.stp(["run", "--map", "10.9.8.7", "--", "true"]).run();
+    assert_eq!(wrong.code(), 2, "{wrong}");
+    lab.prove();
+}
+
+/// The server's engine is killed under its program: the connection ends as a crash on both sides, never as an end of file; both
+/// programs live; new sockets of the same processes work once an engine is back.
+#[test]
+fn programs_outlive_their_engine() {
+    let Some(lab) = lab("stp run: a killed engine", Kind::File) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let (_alpha_engine, beta_engine) = (alpha.engine(), beta.engine());
+    let mut server = echo(beta, 7000);
+    let mut said = server.stdin();
+    let mut client = python(alpha, "hold", HOLD)
+        .args(["beta.stp", "7000"])
+        .stdin_pipe()
+        .spawn();
+    let mut asked = client.stdin();
+    client.wait_out("an echo", |out| out.contains("echoed hello").then_some(()));
+    beta_engine.crash();
+    server.wait_out("the server's error", |out| {
+        out.contains("error 104").then_some(())
+    });
+    // Its peer learns it as soon as the new engine has taken the seat.
+    let _beta_engine = beta.engine();
+    client.wait_out("the client's error", |out| {
+        out.contains("error 104").then_some(())
+    });
+    assert!(!server.out().contains("end of file") && !client.out().contains("end of file"));
+    writeln!(said, "7001").unwrap();
+    server.wait_out("a new listener", |out| {
+        out.contains("listens 7001").then_some(())
+    });
+    writeln!(asked, "beta.stp 7001").unwrap();
+    client.wait_out("a new echo", |out| {
+        (out.matches("echoed hello").count() == 2).then_some(())
+    });
+    assert!(server.ended().is_none() && client.ended().is_none());
+    lab.prove();
+}
+
+/// The storage goes away under everything: nobody is killed and no end of file is made up; what is started then is refused in one
+/// line.
+#[test]
+fn an_unplugged_volume_is_told() {
+    let Some(lab) = lab("stp run: an unplugged volume", Kind::Loop) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let engines = [alpha.engine(), beta.engine()];
+    let mut server = echo(beta, 7000);
+    let mut client = python(alpha, "hold", HOLD)
+        .args(["beta.stp", "7000"])
+        .stdin_pipe()
+        .spawn();
+    client.wait_out("an echo", |out| out.contains("echoed hello").then_some(()));
+    // A loop device that is detached while it is in use lives on; one whose file ends early fails every transfer.
+    std::fs::File::options()
+        .write(true)
+        .open(lab.volume().backing())
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    wait_for("the engines' notice", HANG, || {
+        let noticed = |engine: &Proc| {
+            engine.err().to_lowercase().contains("i/o error") || engine.err().contains("EIO")
+        };
+        engines.iter().all(noticed).then_some(())
+    });
+    let bind = "import socket; socket.create_server(('', 7005)).accept()";
+    let late = python(beta, "late", bind);
+    // It waits, as for any stalled storage, or is refused; it never serves.
+    let mut late = late.spawn();
+    assert!(server.ended().is_none() && client.ended().is_none());
+    assert!(!server.out().contains("end of file") && !client.out().contains("end of file"));
+    let _ = late.ended();
+    drop(engines);
+    server.wait_out("the server's error", |out| {
+        out.contains("error 104").then_some(())
+    });
+    client.wait_out("the client's error", |out| {
+        out.contains("error 104").then_some(())
+    });
+    let fresh = run(alpha, "true").run();
+    told(&fresh, &[]);
+}
+
+/// A library of another release, a run directory that cannot be read, another preloaded library.
+#[test]
+fn other_releases_other_users_and_other_libraries() {
+    let Some(lab) = lab("stp run: bad surroundings", Kind::File) else {
+        return;
+    };
+    let [alpha] = lab.hosts();
+    let _engine = alpha.engine();
+    // Another release's library in a program of this engine: told, not misunderstood.
+    let bind = "import socket; socket.create_server(('', 7000))";
+    let other = run(alpha, "env")
+        .arg("STP_RUN_VERSION=0.0.0-other")
+        .args(["python3", "-c", bind])
+        .run();
+    assert!(!other.status.success(), "{other}");
+    assert!(
+        other.err.contains("Protocol error") || other.err.contains("release"),
+        "{other}"
+    );
+    // Whatever was preloaded stays, behind us.
+    let library = [
+        "/lib/x86_64-linux-gnu/libutil.so.1",
+        "/lib/aarch64-linux-gnu/libutil.so.1",
+    ];
+    if let Some(library) = library.iter().find(|path| Path::new(path).exists()) {
+        let ran = shell(alpha, "echo \"$LD_PRELOAD\"; cat /proc/self/maps")
+            .env("LD_PRELOAD", library)
+            .ok();
+        let text = ran.text();
+        let first = text.lines().next().unwrap_or_default();
+        let words: Vec<&str> = first.split([':', ' ']).collect();
+        assert!(
+            words.len() == 2 && words[1] == *library && words[0].contains("stp_preload"),
+            "{first}"
+        );
+        let mapped = |name: &str| text.lines().skip(1).any(|line| line.contains(name));
+        assert!(mapped("libutil.so") && mapped("stp_preload"), "{text}");
+    } else {
+        skip_part(
+            "stp run: bad surroundings: LD_PRELOAD kept",
+            "no library to preload",
+        );
+    }
+    if !rustix::process::geteuid().is_root() {
+        return skip_part("stp run: bad surroundings: another user", "not root");
+    }
+    // Another user's program: the run directory is closed to it.
+    let closed = "chmod 700 \"$STP_RUN_DIR\" && exec setpriv --reuid=nobody --regid=nogroup --clear-groups -- \"$@\"";
+    let stp = alpha.stp([""; 0]);
+    let readable = alpha.path("stp");
+    std::fs::copy(stp.program(), &readable).unwrap();
+    for folder in [lab.folder(), &lab.folder().join("hosts")] {
+        std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o711))
+            .unwrap();
+    }
+    let refused = alpha
+        .cmd("sh")
+        .args(["-c", closed, "sh"])
+        .arg(&readable)
+        .args(["run", "--", "true"])
+        .run();
+    told(&refused, &["permission denied"]);
+}
+
+/// Programs that no preloaded library reaches are told so, and how they can be served; those that can be are not.
+#[test]
+fn programs_out_of_reach_are_told_so() {
+    let Some(lab) = lab("stp run: out of reach", Kind::File) else {
+        return;
+    };
+    let [alpha] = lab.hosts();
+    let _engine = alpha.engine();
+    let quiet = run(alpha, "true").ok();
+    assert_eq!(quiet.err, "");
+    let part = |what: &str| format!("stp run: out of reach: {what}");
+    match (find_program("cc"), find_program("objcopy")) {
+        (Some(cc), objcopy) => {
+            let source = alpha.path("empty.c");
+            std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
+            let build = |name: &str, flags: &[&str]| {
+                let built = alpha
+                    .cmd(&cc)
+                    .args(flags)
+                    .arg("-o")
+                    .arg(alpha.path(name))
+                    .arg(&source)
+                    .run();
+                built.status.success()
+            };
+            for (name, flag) in [("static", "-static"), ("static-pie", "-static-pie")] {
+                if build(name, &[flag]) {
+                    told(
+                        &run(alpha, &alpha.path(name).display().to_string()).run(),
+                        &["static", "stp forward"],
+                    );
+                } else {
+                    skip_part(&part(name), "no static C library");
+                }
+            }
+            // What Go leaves in its programs, in one that is linked dynamically (as with cgo).
+            if let (true, Some(objcopy)) = (build("dynamic", &[]), objcopy) {
+                std::fs::write(alpha.path("note"), b"\xff Go buildinf:\x08\x02").unwrap();
+                let copied = alpha
+                    .cmd(objcopy)
+                    .arg("--add-section")
+                    .arg(".go.buildinfo=note");
+                copied.args(["dynamic", "go"]).ok();
+                told(
+                    &run(alpha, &alpha.path("go").display().to_string()).run(),
+                    &["go", "stp forward"],
+                );
+            }
+        }
+        _ => skip_part(&part("static and Go"), "not installed: cc"),
+    }
+    if rustix::process::geteuid().is_root() {
+        // For another user it would run as root, and the linker would leave our library out.
+        let suid = alpha.path("suid");
+        std::fs::copy("/bin/true", &suid).unwrap();
+        std::fs::set_permissions(&suid, std::os::unix::fs::PermissionsExt::from_mode(0o4755))
+            .unwrap();
+        let chown = alpha.cmd("chown").args(["nobody"]).arg(&suid);
+        chown.ok();
+        std::fs::set_permissions(&suid, std::os::unix::fs::PermissionsExt::from_mode(0o4755))
+            .unwrap();
+        told(
+            &run(alpha, &suid.display().to_string()).run(),
+            &["set-user-id", "stp forward"],
+        );
+    } else {
+        skip_part(&part("set-user-ID"), "not root");
+    }
+}
+
+/// One client asks redis one thing after the other. The calls that the server makes for 2,000 requests more are the same, in
+/// kind and number, on TCP and on the volume: nothing is added where bytes move.
+#[test]
+fn no_call_is_added_where_bytes_move() {
+    let [plain, stp] = [Transport::Plain, Transport::Stp].map(calls_of_requests);
+    let (Some(plain), Some(stp)) = (plain, stp) else {
+        return;
+    };
+    eprintln!("calls for {MORE} requests over TCP: {plain:?}; over a volume: {stp:?}");
+    assert_eq!(plain.get("read"), Some(&MORE), "{plain:?}");
+    let names: Vec<_> = plain.keys().collect();
+    assert!(stp.keys().eq(names), "TCP: {plain:?}; STP: {stp:?}");
+    for (name, count) in &stp {
+        // A wait may find two events at once, so it may be fewer.
+        assert!(
+            *count <= plain[name] + plain[name] / 20,
+            "{name}; TCP: {plain:?}; STP: {stp:?}"
+        );
+    }
+}
+
+const MORE: i64 = 2000;
+
+/// The calls of the data path that redis makes for [`MORE`] requests, by name.
+fn calls_of_requests(transport: Transport) -> Option<BTreeMap<String, i64>> {
+    let programs = ["strace", "redis-server", "redis-benchmark", "redis-cli"];
+    let stage = Stage::open("strace of redis", transport, &programs)?;
+    let count = |requests: i64| -> Option<BTreeMap<String, i64>> {
+        let port = stage.port();
+        let summary = stage.server_host().path(&format!("calls-{requests}"));
+        let redis = find_program("redis-server").expect("redis-server");
+        let strace = stage
+            .server("strace")
+            .args(["-f", "-c", "-U", "calls,name", "-o"])
+            .arg(&summary);
+        let server =
+            strace
+                .arg(redis)
+                .args(["--port", &port.to_string(), "--save", "", "--hz", "1"]);
+        let mut server = server.args(["--protected-mode", "no"]).spawn();
+        if server.ended().is_some() {
+            skip(stage.name(), &format!("strace: {}", server.err()));
+            return None;
+        }
+        stage.wait_server(port, &mut server);
+        let client = stage.client("redis-benchmark");
+        let client = client.args([
+            "-h",
+            stage.server_name(),
+            "-p",
+            &port.to_string(),
+            "-c",
+            "1",
+            "-t",
+            "get",
+        ]);
+        client.args(["-n", &requests.to_string(), "--csv"]).ok();
+        // In order, so that strace writes its summary.
+        let end = stage.client("redis-cli");
+        let end = end.args(["-h", stage.server_name(), "-p", &port.to_string()]);
+        let _ = end.args(["shutdown", "nosave"]).run();
+        server.wait();
+        let text = std::fs::read_to_string(&summary).unwrap();
+        let rows = text.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let calls = words.next()?.parse().ok()?;
+            Some((words.next()?.to_owned(), calls))
+        });
+        Some(rows.filter(|(name, _)| name != "total").collect())
+    };
+    let (few, many) = (count(100)?, count(100 + MORE)?);
+    let mut more: BTreeMap<String, i64> = many;
+    for (name, calls) in &mut more {
+        *calls -= few.get(name).copied().unwrap_or(0);
+    }
+    // What grows with the requests; the rest is start, end and timers.
+    more.retain(|_, calls| *calls > MORE / 4);
+    stage.end();
+    Some(more)
+}
