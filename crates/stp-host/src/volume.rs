@@ -83,7 +83,17 @@ pub fn from_medium(spec: &VolumeSpec, mut medium: Box<dyn Medium>) -> Result<Vol
     };
     let size_bytes = medium.size_bytes().map_err(io)?;
     let mut blocking = Blocking::new(&mut *medium);
-    let copies = [0, 1].map(|copy| read_superblock(&mut blocking, copy, size_bytes));
+    let mut read = || [0, 1].map(|copy| read_superblock(&mut blocking, copy, size_bytes));
+    let mut copies = read();
+    for _ in 0..REREADS_MAX {
+        // A storage that fails now and then keeps nobody out.
+        let good = copies.iter().any(|copy| matches!(copy, Ok(Ok(_))));
+        if good || copies.iter().all(Result::is_ok) {
+            break;
+        }
+        std::thread::sleep(REREAD_PAUSE);
+        copies = read();
+    }
     let (superblock, damage) = match copies {
         [Ok(Ok(one)), Ok(Ok(two))] if one != two => {
             return Err(VolumeError::CopiesDiffer {
