@@ -371,6 +371,9 @@ impl Node {
         if self.phase != Phase::Up {
             return Err(ConnectError::Stopped);
         }
+        if self.streams.len() >= self.limits().streams {
+            return Err(ConnectError::TooManyStreams);
+        }
         let peer = self.directory.peer(seat);
         let peer = peer.ok_or(ConnectError::UnknownSystem)?;
         let system = peer.record.system;

@@ -158,7 +158,7 @@ pub fn files(names: &[String], ports: &[u16]) -> Vec<String> {
             .is_some_and(|seat| seat.parse::<u16>().is_ok());
         matches!(
             file,
-            "host-id" | "engine.sock" | "engine.lock" | "lock" | "run.sock"
+            "host-id" | "engine.sock" | "engine.lock" | "lock" | "run.sock" | "run.key"
         ) || port.is_some_and(|port| ports.contains(&port))
             || seat
     };
