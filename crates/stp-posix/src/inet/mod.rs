@@ -11,6 +11,7 @@
 
 mod engine;
 mod hosts;
+mod library;
 mod meaning;
 mod names;
 mod open;
@@ -21,6 +22,7 @@ use libc::{
 };
 
 pub use engine::Inet;
+pub use library::{LIBC, of_environment};
 pub use meaning::Map;
 
 /// The calls below: the C library's, or those of whatever else is in between.
