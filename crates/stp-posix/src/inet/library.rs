@@ -6,7 +6,9 @@
 
 use std::sync::OnceLock;
 
-use libc::{addrinfo, c_char, c_int, c_void, hostent, msghdr, size_t, sockaddr, socklen_t, ssize_t};
+use libc::{
+    addrinfo, c_char, c_int, c_void, hostent, msghdr, size_t, sockaddr, socklen_t, ssize_t,
+};
 use stp_format::SystemName;
 use stp_host::rendezvous::RunDir;
 use stp_host::run::{Way, env};
@@ -131,7 +133,12 @@ fn by_volume() -> Option<Inet> {
     let volume = volume.superblock().volume;
     let system: SystemName = match text(env::SYSTEM) {
         Some(system) => system.parse().ok()?,
-        None => rustix::system::uname().nodename().to_str().ok()?.parse().ok()?,
+        None => rustix::system::uname()
+            .nodename()
+            .to_str()
+            .ok()?
+            .parse()
+            .ok()?,
     };
     let dir = RunDir::open_default(None).ok()?;
     let dir = dir.system(volume, &system).ok()?;

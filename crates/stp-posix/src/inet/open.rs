@@ -179,8 +179,13 @@ impl Inet {
         if v6 && !over_v6 && sys::option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0 {
             return Ok(Plan::Asis);
         }
-        if sys::tcp_state(fd)? != TCP_CLOSE || sys::has_error(fd) {
+        if sys::tcp_state(fd)? != TCP_CLOSE {
             return Ok(Plan::Finish);
+        }
+        if let Some(errno) = sys::take_failed_connect(fd, v6) {
+            // The end of an earlier attempt, as the kernel tells it to the next one.
+            let local = sys::local(fd).ok().filter(|local| may_be_announced(*local));
+            return Err(local.and_then(|local| self.failure(local)).unwrap_or(errno));
         }
         let to = match (meaning, self.number(meaning)) {
             (_, Some(number)) => SocketAddr::new(number.kernel_v4().into(), to.port()),

@@ -166,18 +166,29 @@ pub(super) fn disconnect(fd: c_int) -> Result<(), Errno> {
     call(libc::SYS_connect, arguments).map(drop)
 }
 
-/// Whether an error waits to be taken.
-pub(super) fn has_error(fd: c_int) -> bool {
-    poll_end(fd, 0) & libc::POLLERR != 0
+/// Of a socket that is not connected: the error with which an earlier `connect` has ended, if none has been told by
+/// `connect` yet. Takes it, so that the socket may be connected anew.
+///
+/// The kernel keeps that to itself. But it answers a `connect` to a multicast address at once: with that error if
+/// there is one, else with what it says of the address, and then nothing has happened to the socket.
+pub(super) fn take_failed_connect(fd: c_int, v6: bool) -> Option<Errno> {
+    let nowhere: SocketAddr = if v6 {
+        (Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 1).into()
+    } else {
+        (Ipv4Addr::new(224, 0, 0, 1), 1).into()
+    };
+    let raw = Raw::from(nowhere);
+    let pointer = raw.bytes.as_ptr() as usize;
+    let arguments = [fd_argument(fd), pointer, raw.len as usize, 0, 0];
+    match call(libc::SYS_connect, arguments) {
+        Err(Errno(libc::ENETUNREACH | libc::EINVAL)) | Ok(_) => None,
+        Err(errno) => Some(errno),
+    }
 }
 
 /// Waits until the connection has ended, for so long at the most. An interruption ends the wait too: it is only there
 /// so that the kernel's own error is seen before the program goes on.
 pub(super) fn await_end(fd: c_int, milliseconds: i64) {
-    poll_end(fd, milliseconds);
-}
-
-fn poll_end(fd: c_int, milliseconds: i64) -> i16 {
     let mut entry = libc::pollfd {
         fd,
         events: 0,
@@ -191,7 +202,6 @@ fn poll_end(fd: c_int, milliseconds: i64) -> i16 {
         libc::SYS_ppoll,
         [&raw mut entry as usize, 1, &raw const limit as usize, 0, 0],
     );
-    entry.revents
 }
 
 /// Whether a blocking call on it waits.

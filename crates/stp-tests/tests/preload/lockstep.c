@@ -187,13 +187,6 @@ static void await(int fd, short wanted, short all) {
     events("poll", entry.revents);
 }
 
-/* One byte each way: both roles are at this point. */
-static void meet(int fd, char token) {
-    char got = 0;
-    if (send(fd, &token, 1, MSG_NOSIGNAL) != 1 || recv(fd, &got, 1, MSG_WAITALL) != 1 || got != token)
-        fatal("meeting");
-}
-
 /* One byte one way. */
 static void tell(int fd, char token) {
     if (send(fd, &token, 1, MSG_NOSIGNAL) != 1)
@@ -204,6 +197,15 @@ static void hear(int fd, char token) {
     char got = 0;
     if (recv(fd, &got, 1, MSG_WAITALL) != 1 || got != token)
         fatal("hearing");
+}
+
+/* Both roles are at this point: the client says so first. */
+static void meet(int fd, char token) {
+    if (!server)
+        tell(fd, token);
+    hear(fd, token);
+    if (server)
+        tell(fd, token);
 }
 
 static int soerror(int fd) {
@@ -406,7 +408,7 @@ static void scene_resets(void) {
 static void scene_reading(void) {
     scene = "reading";
     char buffer[64] = {0};
-    int fd = pair(), count = -1, mark = -1;
+    int fd = pair(), count = -1;
     if (server) {
         R(recv(fd, buffer, 4, MSG_PEEK | MSG_WAITALL));
         say("peeked %.4s", buffer);
@@ -422,7 +424,20 @@ static void scene_reading(void) {
         limit.tv_usec = 0;
         R(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit));
         tell(fd, 'R');
-        /* Urgent data. */
+    } else {
+        R(send(fd, "peek", 4, 0));
+        hear(fd, 'R');
+    }
+    R(shutdown(fd, SHUT_RDWR));
+    R(recv(fd, buffer, 1, 0));
+    R(close(fd));
+}
+
+static void scene_urgent(void) {
+    scene = "urgent";
+    char buffer[64] = {0};
+    int fd = pair(), mark = -1;
+    if (server) {
         await(fd, POLLPRI, POLLIN | POLLPRI | POLLOUT);
         R(recv(fd, buffer, 1, MSG_OOB));
         say("urgent %.1s", buffer);
@@ -446,8 +461,6 @@ static void scene_reading(void) {
         say("inline %.1s", buffer);
         tell(fd, 'o');
     } else {
-        R(send(fd, "peek", 4, 0));
-        hear(fd, 'R');
         R(send(fd, "before", 6, 0));
         R(send(fd, "!", 1, MSG_OOB));
         R(send(fd, "after", 5, 0));
@@ -894,6 +907,7 @@ int main(int count, char **arguments) {
     scene_refused();
     scene_resets();
     scene_reading();
+    scene_urgent();
     scene_bulk();
     scene_mistakes();
     scene_again();
