@@ -60,6 +60,7 @@ const PURE: &[&str] = &["crates/stp-format", "crates/stp-core"];
 const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-capi/src/",
     "crates/stp-host/src/run/fd.rs",
+    "crates/stp-host/src/run/namespace.rs",
     "crates/stp-host/src/run/sys.rs",
     "crates/stp-host/src/engine/board.rs",
     "crates/stp-medium/src/mapped.rs",

@@ -61,6 +61,8 @@ pub enum Command {
     Cp(crate::files::CpArgs),
     /// List what a system serves
     Ls(crate::files::LsArgs),
+    /// Run a TCP program, unmodified, over the volume
+    Run(crate::run::Args),
     /// Carry TCP connections over the volume
     Forward(crate::forward::Args),
     /// Show sockets and what polling costs

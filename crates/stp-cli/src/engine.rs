@@ -32,6 +32,14 @@ pub struct Args {
     #[arg(long, value_name = "SECS", value_parser = crate::cat::seconds)]
     pub idle_exit: Option<Duration>,
 
+    /// Start an engine apart, which is kept alive while it is used: for `stp run`
+    #[arg(long, hide = true)]
+    pub detach: bool,
+
+    /// Start an engine and start it again when it dies: for `stp run`
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub keep: bool,
+
     /// Reads a second that looking for news may cost while nothing happens; 0: no bound
     #[arg(long, value_name = "N")]
     pub poll_iops: Option<u32>,
@@ -39,7 +47,11 @@ pub struct Args {
 
 /// Runs until a signal.
 pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
-    let signals = EndSignals::watch()?;
+    if args.detach {
+        return crate::run::detach(global);
+    }
+    // Before there is a second thread.
+    let private = stp_host::run::namespace::ensure().map_err(CliError::new);
     let system = global.system_name()?;
     let volume = stp_host::volume::open(&global.volume_spec()?).map_err(CliError::new)?;
     let run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
@@ -47,7 +59,21 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let dir = run_dir
         .system(superblock.volume, &system)
         .map_err(CliError::new)?;
+    if args.keep {
+        private?;
+        drop(volume);
+        return crate::run::keep(global, &dir);
+    }
     refuse_second(&dir)?;
+    let signals = EndSignals::watch()?;
+    raise_descriptor_limit();
+    match private {
+        Ok(false) => {}
+        Ok(true) => say(format_args!(
+            "engine of {system}: no interface is up here: programs under `stp run` get a network namespace of their own"
+        )),
+        Err(error) => say(format_args!("engine of {system}: {error}")),
+    }
     let host = run_dir.host_id().map_err(CliError::new)?;
     let label = volume.spec().to_string();
     let mut config = EngineConfig::new(volume.into_medium(), label, superblock, dir.clone(), host);
@@ -86,6 +112,19 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         Ended::Stopped(why) => return Err(CliError::new(why)),
     }
     Ok(())
+}
+
+/// A descriptor a stream: as many as the system allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 /// Why it ends.

@@ -21,6 +21,7 @@ pub mod info;
 pub mod logging;
 pub mod out;
 pub mod probe;
+pub mod run;
 pub mod signals;
 pub mod ss;
 
@@ -67,6 +68,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Serve(args) => files::serve(global, args),
         Command::Cp(args) => files::cp(global, args),
         Command::Ls(args) => files::ls(global, args),
+        Command::Run(args) => run::run(global, &args),
         Command::Forward(args) => forward::run(global, args),
         Command::Ss(args) => ss::run(global, args),
         Command::Bench(args) => bench::run(global, args),

@@ -320,6 +320,11 @@ impl SystemDir {
         FileLock::try_take(&self.path.join("engine.lock"))
     }
 
+    /// The lock of the one process that keeps a shared engine alive; `None` if one runs.
+    pub fn lock_keeper(&self) -> io::Result<Option<FileLock>> {
+        FileLock::try_take(&self.path.join("keeper.lock"))
+    }
+
     /// The lock of seat `seat`, held by a node of this host for life; `None` if another node holds it.
     pub fn lock_seat(&self, seat: u16) -> io::Result<Option<FileLock>> {
         FileLock::try_take(&self.path.join("seats").join(format!("{seat}.lock")))

@@ -9,14 +9,15 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, recv, recvmsg, send, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
+    recvmsg, send, sendmsg, socket_with,
 };
 use stp_format::SystemName;
 
@@ -323,6 +324,26 @@ impl Client {
         }
         match Answer::decode(&bytes[..received.bytes])? {
             Answer::Namespace => Ok(fds),
+            Answer::Failed { errno, text } => Err(Error::Refused { errno, text }),
+            _ => Err(Error::Nonsense),
+        }
+    }
+
+    /// Says that the engine is used as long as the process of `pidfd` lives. For `stp run`.
+    pub fn stay(&self, pidfd: impl AsFd) -> Result<(), Error> {
+        let socket = self.open()?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
+        let message = Request::Stay.encode(self.key);
+        let rights = [pidfd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&rights));
+        let parts = [io::IoSlice::new(message.bytes())];
+        retry(|| sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL))?;
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let (count, _) = retry(|| recv(&socket, &mut bytes, RecvFlags::empty()))?;
+        match Answer::decode(&bytes[..count])? {
+            Answer::Done => Ok(()),
             Answer::Failed { errno, text } => Err(Error::Refused { errno, text }),
             _ => Err(Error::Nonsense),
         }

@@ -22,6 +22,7 @@ pub mod client;
 mod door;
 mod fd;
 mod listeners;
+pub mod namespace;
 mod places;
 mod server;
 mod sys;

@@ -5,12 +5,14 @@
 //! - Admitted: processes of the engine's own user, and those that have the key.
 //! - Listeners that are gone are noticed within [`SWEEP`] and taken off the volume.
 
+mod connections;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,8 +25,9 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, accept_with, bind, listen, recv, send, sendmsg, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+    listen, recvmsg, send, sendmsg, socket_with,
 };
 use stp_core::{PeerInfo, PeerState};
 use stp_format::SystemName;
@@ -35,7 +38,7 @@ use super::listeners;
 use super::places::Places;
 use super::way::Way;
 use super::wire::{
-    Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
+    Answer, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
 };
 use crate::address::SystemNumber;
 use crate::control::{Calls, ConnectFailure, Connected};
@@ -155,6 +158,7 @@ impl Server {
             places: Places::new(dir),
             dir: dir.clone(),
             known: Vec::new(),
+            guests: HashMap::new(),
             again: Vec::new(),
             sweep_at: Instant::now(),
         };
@@ -226,6 +230,8 @@ struct Room {
     places: Places,
     dir: SystemDir,
     known: Vec<SystemEntry>,
+    /// Processes that use this engine as long as they live.
+    guests: HashMap<u64, OwnedFd>,
     /// Questions that are asked again at their time.
     again: Vec<(Instant, Question)>,
     sweep_at: Instant,
@@ -254,6 +260,9 @@ impl Room {
                     KICK => {}
                     BY_NAME => self.let_in(false),
                     BY_PATH => self.let_in(true),
+                    guest if self.guests.contains_key(&guest) => {
+                        self.guests.remove(&guest);
+                    }
                     talk => self.hear(talk),
                 }
             }
@@ -267,7 +276,7 @@ impl Room {
             if self.sweep_at <= now {
                 self.sweep(now);
             }
-            let users = self.places.ports() + self.attempts.under_way();
+            let users = self.places.ports() + self.attempts.under_way() + self.guests.len();
             self.shared.users.store(users, Ordering::Relaxed);
         }
     }
@@ -335,9 +344,9 @@ impl Room {
             return;
         };
         let mut bytes = [0; MESSAGE_BYTES_MAX];
-        let count = match recv(&talk.socket, &mut bytes, RecvFlags::DONTWAIT) {
+        let (count, brought) = match receive(&talk.socket, &mut bytes) {
             Err(Errno::AGAIN | Errno::INTR) => return,
-            Ok((count, _)) if count > 0 => count,
+            Ok((count, brought)) if count > 0 => (count, brought),
             _ => {
                 self.talks.remove(&number);
                 self.parked.remove(&number);
@@ -352,6 +361,7 @@ impl Room {
                 libc::EACCES,
                 "this engine belongs to another user: run the program under `stp run`",
             )),
+            Ok((_, Request::Stay)) => Some(self.take_guest(brought)),
             Ok((_, request)) => self.handle(Question {
                 talk: number,
                 request,
@@ -379,6 +389,19 @@ impl Room {
             // A program that went meanwhile needs no answer.
             let _ = send(&talk.socket, message.bytes(), SendFlags::NOSIGNAL);
         }
+    }
+
+    fn take_guest(&mut self, process: Option<OwnedFd>) -> Answer {
+        let Some(process) = process else {
+            return Answer::failed(libc::EBADF, "no process came with it");
+        };
+        self.last_talk += 1;
+        let data = EventData::new_u64(self.last_talk);
+        if let Err(error) = epoll::add(&self.epoll, &process, data, EventFlags::IN) {
+            return Answer::failed(error.raw_os_error(), error);
+        }
+        self.guests.insert(self.last_talk, process);
+        Answer::Done
     }
 
     fn park(&mut self, number: u64, answer: Answer, wait: Duration) {
@@ -469,6 +492,8 @@ impl Room {
                 self.send_namespaces(number);
                 None
             }
+            // It needs what came with it.
+            Request::Stay => None,
         }
     }
 
@@ -568,182 +593,6 @@ impl Room {
         }
     }
 
-    // --- listeners
-
-    fn publish(&mut self, place: Place, talk: Option<u64>) -> Option<Answer> {
-        let port = place.at.port();
-        if port == 0 {
-            return Some(Answer::failed(
-                libc::EINVAL,
-                "port 0 is no port to listen on",
-            ));
-        }
-        let places = match self.places.add(place) {
-            Ok(places) => places,
-            Err(error) => {
-                let errno = match error.kind() {
-                    io::ErrorKind::AddrInUse => libc::EADDRINUSE,
-                    _ => error.raw_os_error().unwrap_or(libc::ENOBUFS),
-                };
-                return Some(Answer::failed(errno, error));
-            }
-        };
-        let shared = Arc::clone(&self.shared);
-        let reply = Reply::new(move |listened| {
-            if let Some(talk) = talk {
-                shared.tell(News::Listened(talk, listened));
-            }
-        });
-        if let Err(stopped) = self.engine.start_listen(port, places, reply) {
-            self.places.remove(place.at);
-            return Some(Answer::failed(libc::ENETDOWN, stopped));
-        }
-        if let Some(talk) = talk {
-            self.park(talk, Answer::Done, PUBLISH_MAX);
-        }
-        None
-    }
-
-    fn withdraw(&mut self, at: SocketAddr) {
-        match self.places.remove(at) {
-            None => {}
-            Some(left) if left.is_empty() => self.engine.unlisten(at.port()),
-            Some(left) => {
-                let _ = self
-                    .engine
-                    .start_listen(at.port(), left, Reply::new(|_| {}));
-            }
-        }
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        self.sweep_at = now + SWEEP;
-        self.talks
-            .retain(|number, talk| talk.until > now || self.parked.contains_key(number));
-        if self.places.ports() == 0 {
-            return;
-        }
-        // Unreadable, nobody is judged: a connection that is refused tells as well.
-        if let Ok(listening) = listeners::listening() {
-            for at in self.places.gone(&listening) {
-                self.withdraw(at);
-            }
-        }
-    }
-
-    // --- connections
-
-    fn connect(
-        &mut self,
-        question: Question,
-        local: SocketAddr,
-        to: SocketAddr,
-        wait_us: u32,
-    ) -> Option<Answer> {
-        let talk = question.talk;
-        let ip = to.ip();
-        let number = SystemNumber::from_kernel(ip).or(SystemNumber::from_visible(ip));
-        let system = match number {
-            Some(number) => match self.find(number) {
-                Err(answer) => return Some(answer),
-                Ok(Some(system)) => system,
-                Ok(None) => {
-                    let text = format_args!("no system of this volume has the address {ip}");
-                    let unknown = Answer::failed(libc::EHOSTUNREACH, text);
-                    return self.look_or(question, unknown);
-                }
-            },
-            None if ip.to_canonical().is_loopback() || ip.is_unspecified() => *self.names.system(),
-            None => {
-                let text = format_args!("{ip} is no address of a system");
-                return Some(Answer::failed(libc::EHOSTUNREACH, text));
-            }
-        };
-        if system == *self.names.system() {
-            return Some(self.connect_here(local, to.port()));
-        }
-        // Only what the door can meet: the engine connects nowhere else on a program's word.
-        if !local.ip().is_loopback() || local.port() == 0 {
-            let text = format_args!("{local} is no loopback address of this host");
-            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
-        }
-        let Some(door) = self.door.for_local(local) else {
-            let text = "this host has no IPv6 loopback address";
-            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
-        };
-        let attempt = self.attempts.next_number();
-        let shared = Arc::clone(&self.shared);
-        let reply = Reply::new(move |opened| shared.tell(News::Opened(attempt, opened)));
-        let socket = HostSocket::awaited();
-        let from = Some(local.port());
-        let ticket = match self
-            .engine
-            .start_connect(from, &system, to.port(), socket, true, reply)
-        {
-            Ok(ticket) => ticket,
-            Err(failure) => return Some(failed(&failure)),
-        };
-        if let Some(act) = self.attempts.begin(local, attempt, ticket) {
-            perform(&self.engine, act);
-        }
-        self.names.note(local, door, system, to.port());
-        let answer = Answer::Connecting(Connecting::Door(door));
-        if wait_us == 0 {
-            return Some(answer);
-        }
-        self.waiters.insert(attempt, talk);
-        self.park(talk, answer, Duration::from_micros(wait_us.into()));
-        None
-    }
-
-    /// To a listener of this system: the kernel's own business.
-    fn connect_here(&self, local: SocketAddr, port: u16) -> Answer {
-        let places = self.places.of(port);
-        let usable = |place: &&Place| local.is_ipv6() == place.target(self.names.own()).is_ipv6();
-        let place = places.iter().find(usable).or(places.first());
-        let to = match place {
-            Some(place) => place.target(self.names.own()),
-            None if local.is_ipv6() => {
-                SocketAddr::new(IpAddr::from(std::net::Ipv6Addr::LOCALHOST), port)
-            }
-            None => SocketAddr::new(self.names.own(), port),
-        };
-        Answer::Connecting(Connecting::Direct(to))
-    }
-
-    fn opened(&mut self, attempt: u64, opened: Option<Result<Connected, ConnectFailure>>) {
-        let waiter = self.waiters.remove(&attempt);
-        let Some(local) = self.attempts.local(attempt) else {
-            // Replaced meanwhile.
-            if let Some(Ok(connected)) = opened {
-                self.engine.abort(connected.token);
-            }
-            return;
-        };
-        let now = Instant::now();
-        match opened {
-            Some(Ok(connected)) => {
-                self.attempts.settle(attempt, Ok(connected.token), now);
-                if let Some(talk) = waiter {
-                    self.unpark(talk, None);
-                }
-            }
-            refused => {
-                let failure = match refused {
-                    Some(Err(failure)) => failure,
-                    _ => ConnectFailure::EngineGone("the engine is stopping".to_owned()),
-                };
-                if let Some(talk) = waiter.filter(|talk| self.parked.contains_key(talk)) {
-                    // It is told at once and never goes to the door.
-                    self.attempts.remove(local);
-                    self.unpark(talk, Some(failed(&failure)));
-                } else {
-                    self.attempts.settle(attempt, Err(errno(&failure)), now);
-                }
-            }
-        }
-    }
-
     // --- namespaces
 
     fn send_namespaces(&mut self, number: u64) {
@@ -767,39 +616,26 @@ impl Room {
     }
 }
 
+/// One request, and the descriptor that came with it.
+fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut parts = [io::IoSliceMut::new(bytes)];
+    let received = recvmsg(socket, &mut parts, &mut control, flags)?;
+    let mut brought = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            brought = fds.last().or(brought);
+        }
+    }
+    Ok((received.bytes, brought))
+}
+
 fn perform(engine: &EngineHandle, act: Act) {
     match act {
         Act::Cancel(ticket) => engine.cancel(ticket),
         Act::Join(token, socket) => engine.join(token, HostSocket::tcp(socket)),
         Act::Abort(token) => engine.abort(token),
-    }
-}
-
-fn failed(failure: &ConnectFailure) -> Answer {
-    let text = match failure {
-        ConnectFailure::UnknownSystem => "the group has no such system",
-        ConnectFailure::SystemDead => "the system is known, but none of its engines runs",
-        ConnectFailure::Refused => "nobody listens there",
-        ConnectFailure::TimedOut => "no answer in time",
-        ConnectFailure::NoPort => "every local port is taken",
-        ConnectFailure::TooManyStreams => "this engine's socket table is full",
-        ConnectFailure::Reset(text)
-        | ConnectFailure::EngineGone(text)
-        | ConnectFailure::Failed(text) => text,
-    };
-    Answer::failed(errno(failure), text)
-}
-
-/// The error number that a program sees.
-fn errno(failure: &ConnectFailure) -> i32 {
-    match failure {
-        ConnectFailure::UnknownSystem | ConnectFailure::SystemDead => libc::EHOSTUNREACH,
-        ConnectFailure::Refused => libc::ECONNREFUSED,
-        ConnectFailure::TimedOut => libc::ETIMEDOUT,
-        ConnectFailure::NoPort => libc::EADDRNOTAVAIL,
-        ConnectFailure::TooManyStreams => libc::ENOBUFS,
-        ConnectFailure::Reset(_) => libc::ECONNRESET,
-        ConnectFailure::EngineGone(_) => libc::ENETDOWN,
-        ConnectFailure::Failed(_) => libc::ENETUNREACH,
     }
 }

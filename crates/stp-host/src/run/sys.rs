@@ -33,3 +33,55 @@ pub(super) fn drop_everything(socket: impl AsFd) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// A network interface's flags; `None` if there is none of this name.
+pub(super) fn interface_flags(socket: impl AsFd, name: &str) -> io::Result<Option<i16>> {
+    let mut request = named(name)?;
+    // SAFETY: the kernel reads and writes within the request, which is of the type that this call takes.
+    let done = unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCGIFFLAGS as _,
+            &raw mut request,
+        )
+    };
+    if done == 0 {
+        // SAFETY: after success the kernel has filled in the flags.
+        return Ok(Some(unsafe { request.ifr_ifru.ifru_flags }));
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        error => Err(error),
+    }
+}
+
+/// Sets a network interface's flags.
+pub(super) fn set_interface_flags(socket: impl AsFd, name: &str, flags: i16) -> io::Result<()> {
+    let mut request = named(name)?;
+    request.ifr_ifru.ifru_flags = flags;
+    // SAFETY: the kernel reads the request, which is of the type that this call takes.
+    let done = unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn named(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all zeros are a valid request.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}

@@ -1,0 +1,69 @@
+//! The preloaded library: where it is, and what else is preloaded.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::CliError;
+
+const NAME: &str = "libstp_preload.so";
+
+/// Names another place for the library.
+const VARIABLE: &str = "STP_PRELOAD";
+
+/// Finds it: where [`VARIABLE`] says, beside this program, in `../lib` of it, or where a build leaves it.
+pub(super) fn find() -> Result<PathBuf, CliError> {
+    let looked = match std::env::var_os(VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => vec![PathBuf::from(path)],
+        None => {
+            let here = std::env::current_exe()
+                .map_err(|error| CliError::new(format_args!("/proc/self/exe: {error}")))?;
+            let here = here.parent().unwrap_or(Path::new("/"));
+            let places = [".", "../lib", "../lib/stp", "../lib64/stp", "..", "deps"];
+            places
+                .iter()
+                .map(|place| here.join(place).join(NAME))
+                .collect()
+        }
+    };
+    let Some(found) = looked.iter().find_map(|path| path.canonicalize().ok()) else {
+        let looked: Vec<String> = looked
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        return Err(CliError::new(format_args!(
+            "{NAME} is missing, looked at {}",
+            looked.join(", ")
+        ))
+        .remedy(format_args!(
+            "install it beside `stp`, or name it with {VARIABLE}"
+        )));
+    };
+    // The loader takes these for the end of a name.
+    if found
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .any(|b| b" :\t\n".contains(b))
+    {
+        return Err(CliError::new(format_args!(
+            "{}: the loader takes no library whose path has a space or a colon",
+            found.display()
+        ))
+        .remedy("install it elsewhere"));
+    }
+    Ok(found)
+}
+
+/// The value of `LD_PRELOAD`: ours first, then what is there already.
+pub(super) fn with_others(library: &Path) -> OsString {
+    let others = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+    let mut value = library.as_os_str().to_owned();
+    for other in others.as_bytes().split(|b| b" :\t\n".contains(b)) {
+        if !other.is_empty() && other != library.as_os_str().as_bytes() {
+            value.push(":");
+            value.push(std::ffi::OsStr::from_bytes(other));
+        }
+    }
+    value
+}

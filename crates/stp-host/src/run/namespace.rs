@@ -1,0 +1,88 @@
+//! The private network namespace: loopback for hosts that have no interface up.
+//!
+//! - Made by the engine's process before it has a second thread, and by nobody else. Nothing of the outer namespace changes.
+//! - Root takes a network namespace alone; everybody else a user namespace with it, in which the user stays who it is.
+//! - Programs under `stp run` enter it by descriptors that the engine hands out.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use super::sys;
+
+const LOOPBACK: &str = "lo";
+const UP: i16 = libc::IFF_UP as i16;
+
+/// Sees to it that this process has loopback: `true` if it took a namespace of its own for that.
+pub fn ensure() -> io::Result<bool> {
+    if has_loopback() {
+        return Ok(false);
+    }
+    if let Some(name) = interface_up()? {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            format!(
+                "the loopback interface is down, and {name} is up: `ip link set lo up`, then try again"
+            ),
+        ));
+    }
+    take().map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!(
+                "no interface is up here, and a network namespace is not to be had ({error}): `ip link set lo up`, then try again"
+            ),
+        )
+    })?;
+    Ok(true)
+}
+
+fn has_loopback() -> bool {
+    probe().is_ok_and(|socket| {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        bind(&socket, &loopback).is_ok()
+    })
+}
+
+fn probe() -> io::Result<OwnedFd> {
+    let (family, flags) = (AddressFamily::INET, SocketFlags::CLOEXEC);
+    Ok(socket_with(family, SocketType::DGRAM, flags, None)?)
+}
+
+/// An interface that is up.
+fn interface_up() -> io::Result<Option<String>> {
+    let socket = probe()?;
+    let list = fs::read_to_string("/proc/thread-self/net/dev")?;
+    for line in list.lines().skip(2) {
+        let Some((name, _)) = line.split_once(':') else {
+            continue;
+        };
+        let flags = sys::interface_flags(&socket, name.trim())?;
+        if flags.is_some_and(|flags| flags & UP != 0) {
+            return Ok(Some(name.trim().to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+fn take() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let network = UnshareFlags::NEWNET;
+    // SAFETY: neither flag takes anything from this thread that other threads share with it.
+    let alone = unsafe { unshare_unsafe(network) };
+    if alone.is_err() {
+        // SAFETY: as above.
+        unsafe { unshare_unsafe(network | UnshareFlags::NEWUSER) }?;
+        // Everybody stays who they are: files and sockets show the same owners inside and outside.
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+        fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    }
+    let socket = probe()?;
+    let flags = sys::interface_flags(&socket, LOOPBACK)?.unwrap_or(0);
+    sys::set_interface_flags(&socket, LOOPBACK, flags | UP)
+}
