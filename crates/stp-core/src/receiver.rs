@@ -3,7 +3,9 @@
 //! - The reader knows the slot of the next segment; there is no head pointer to read.
 //! - A first look reads one unit, or as many as the last segment had if those were few; a segment that is
 //!   longer is then read whole.
-//! - Looks at further slots begin as soon as the one before is known to be there, up to the depth.
+//! - Looks at further slots begin when the one before is known to be there, up to the depth; while large segments
+//!   come, as much later as experience says that the next one will be there. Each look that comes too early costs
+//!   as much as reading what it looks for.
 //! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
 
 use crate::config::Timings;
@@ -17,7 +19,11 @@ use stp_format::{
 
 /// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
 /// cost more than looking twice.
-const GUESS_UNITS_MAX: usize = 4;
+const GUESS_UNITS_MAX: usize = 8;
+/// While large segments come, a slot that was looked at too early is looked at again after this.
+const BULK_NAP: Duration = Duration::from_micros(100);
+/// Longest time from one large segment to the look for the next.
+const LEAD_MAX: Duration = Duration::from_micros(1500);
 /// The nap while this node sends in bulk and only acknowledgements come back.
 const QUIET_NAP: Duration = Duration::from_millis(2);
 /// The nap is this part of the silence.
@@ -62,6 +68,8 @@ struct Stage {
     units: Option<usize>,
     segment: Option<UnitBuf>,
     look_at: Time,
+    /// When the first look was due.
+    first_look_at: Time,
 }
 
 impl Stage {
@@ -96,6 +104,10 @@ pub(crate) struct Incoming {
     stages: VecDeque<Stage>,
     news_at: Time,
     last_units: usize,
+    /// From the sight of a large segment to the look for the next: grows with every look that comes too early,
+    /// falls with every one that does not.
+    lead: Duration,
+    sighted_at: Time,
     /// The last segment carried no data: only acknowledgements and credit come at present.
     quiet: bool,
     /// The last segment that the peer's record speaks of.
@@ -114,6 +126,8 @@ impl Incoming {
             stages: VecDeque::new(),
             news_at: now,
             last_units: 1,
+            lead: Duration::ZERO,
+            sighted_at: now,
             quiet: false,
             hint: Seq(0),
             owed: 0,
@@ -165,6 +179,23 @@ impl Incoming {
         (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
     }
 
+    /// When the first look at the slot behind the last one seen begins.
+    fn frontier_at(&self, now: Time) -> Time {
+        now.max(self.sighted_at + self.lead)
+    }
+
+    /// A segment's head was seen. The first look at it began at `first`, and `early` ones found nothing.
+    fn learn_lead(&mut self, now: Time, units: usize, first: Time, early: bool) {
+        self.sighted_at = now;
+        self.lead = if units <= GUESS_UNITS_MAX {
+            Duration::ZERO
+        } else if early {
+            (self.lead + now.since(first).min(LEAD_MAX) / 2).min(LEAD_MAX)
+        } else {
+            self.lead * 3 / 4
+        };
+    }
+
     /// Whether only the directory tells of news.
     fn idle(&self, now: Time, timings: &Timings) -> bool {
         self.hint < self.next_seq && now.since(self.news_at) >= timings.link_idle
@@ -184,8 +215,10 @@ impl Incoming {
                 return None;
             }
             if ahead == self.stages.len() {
+                let look_at = self.frontier_at(now);
                 self.stages.push_back(Stage {
-                    look_at: now,
+                    look_at,
+                    first_look_at: look_at,
                     ..Stage::default()
                 });
             }
@@ -199,9 +232,7 @@ impl Incoming {
                 continue;
             }
             stage.reading = true;
-            let units = stage
-                .units
-                .unwrap_or(if stage.misses == 0 { guess } else { 1 });
+            let units = stage.units.unwrap_or(guess);
             return Some((Seq(self.next_seq.0 + ahead as u64), units.min(whole)));
         }
         None
@@ -221,7 +252,7 @@ impl Incoming {
             }
             let next_is_new = ahead + 1 == self.stages.len() && ahead + 1 < depth;
             if known && next_is_new && ahead + 1 < self.slots as usize {
-                due = earliest(due, Some(now));
+                due = earliest(due, Some(self.frontier_at(now)));
             }
         }
         due
@@ -258,19 +289,24 @@ impl Incoming {
                 if units > whole {
                     return (stage.late(now), Some(buf));
                 }
-                stage.units = Some(units);
+                let sighted = stage.units.replace(units).is_none();
+                let (first, early) = (stage.first_look_at, stage.misses > 0);
                 stage.look_at = now;
                 self.news_at = now;
-                if units <= buf.units() {
-                    stage.segment = Some(buf);
-                    return (Look::Found, None);
+                let whole = units <= buf.units();
+                let mut buf = Some(buf);
+                if whole {
+                    stage.segment = buf.take();
                 }
-                (Look::Found, Some(buf))
+                if sighted {
+                    self.learn_lead(now, units, first, early);
+                }
+                (Look::Found, buf)
             }
             // Zeros, an older segment, another session's: nothing new yet.
             Ok(_) | Err(_) => {
                 stage.misses = stage.misses.saturating_add(1);
-                stage.look_at = now + nap;
+                stage.look_at = now + nap.max(self.lead.min(BULK_NAP));
                 (Look::Nothing, Some(buf))
             }
         }

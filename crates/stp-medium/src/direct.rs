@@ -4,18 +4,21 @@
 //!   least as long as any transfer that the kernel still works on.
 //! - A transfer's buffer belongs to the back end until its completion was taken out.
 //! - Short transfers are continued, interrupted ones repeated; only whole transfers complete well.
+//! - Inline, the calling thread does the transfers and no io_uring call is made for them: the kernel would tie
+//!   the ring to that thread, which is a program's.
 //! - A durable write asks for `RWF_DSYNC`; no other write waits for the storage's caches.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 use stp_format::{Geometry, SeatId, UNIT_BYTES, UnitBuf};
 
 use crate::lock;
-use crate::pool::Pool;
+use crate::pool::{Passing, Pool};
 use crate::storage::{Writable, locate};
 use crate::uring::Ring;
 use crate::{Completion, Medium, Op, OpId, SeatLock};
@@ -110,6 +113,37 @@ impl Transfer {
     }
 }
 
+/// Does a transfer in the calling thread.
+pub(crate) fn pass(file: &File, transfer: &mut Transfer) -> io::Result<()> {
+    if let Some(error) = transfer.refused.take() {
+        return Err(error);
+    }
+    loop {
+        let at = transfer.offset + transfer.done as u64;
+        let range = transfer.done..transfer.len;
+        let moved = match &mut transfer.body {
+            Body::Read(buf) => rustix::io::pread(file, &mut buf.bytes_mut()[range], at),
+            Body::Write { data, durable } => {
+                let piece = &data.bytes()[range];
+                if *durable {
+                    let piece = [io::IoSlice::new(piece)];
+                    rustix::io::pwritev2(file, &piece, at, ReadWriteFlags::DSYNC)
+                } else {
+                    rustix::io::pwrite(file, piece, at)
+                }
+            }
+        };
+        match transfer.advance(moved) {
+            Step::Again => {
+                if moved == Err(Errno::AGAIN) {
+                    std::thread::yield_now();
+                }
+            }
+            Step::Finished(result) => return result,
+        }
+    }
+}
+
 /// Who moves the bytes.
 pub(crate) enum Backend {
     Ring(Box<Ring>),
@@ -121,6 +155,11 @@ pub(crate) struct Direct {
     geometry: Option<Geometry>,
     writable: Writable,
     backend: Backend,
+    /// Transfers are done by the calling thread.
+    inline: bool,
+    /// To be done by the calling thread, and done by it.
+    waiting: VecDeque<Transfer>,
+    done: VecDeque<Completion>,
     /// Front of [`Medium::describe`].
     name: String,
     block: bool,
@@ -139,8 +178,19 @@ impl Direct {
             geometry: None,
             writable,
             backend,
+            inline: false,
+            waiting: VecDeque::new(),
+            done: VecDeque::new(),
             name,
             block,
+        }
+    }
+
+    /// Whether a transfer is no more than reading or writing: buffered I/O is left to its threads.
+    fn is_direct(&self) -> bool {
+        match &self.backend {
+            Backend::Ring(_) => true,
+            Backend::Pool(pool) => pool.passing() == Passing::Direct,
         }
     }
 }
@@ -161,6 +211,10 @@ impl Medium for Direct {
     fn submit(&mut self, id: OpId, op: Op) {
         let located = locate(self.geometry.as_ref(), &op, self.writable);
         let transfer = Transfer::new(id, op, located);
+        if self.inline {
+            self.waiting.push_back(transfer);
+            return;
+        }
         match &mut self.backend {
             Backend::Ring(ring) => ring.start(transfer),
             Backend::Pool(pool) => pool.start(transfer),
@@ -168,12 +222,21 @@ impl Medium for Direct {
     }
 
     fn kick(&mut self) {
-        if let Backend::Ring(ring) = &mut self.backend {
+        while let Some(mut transfer) = self.waiting.pop_front() {
+            let result = pass(&self.file, &mut transfer);
+            self.done.push_back(transfer.complete(result));
+        }
+        if let Backend::Ring(ring) = &mut self.backend
+            && !self.inline
+        {
             ring.kick();
         }
     }
 
     fn poll(&mut self) -> Option<Completion> {
+        if let Some(done) = self.done.pop_front() {
+            return Some(done);
+        }
         match &mut self.backend {
             Backend::Ring(ring) => ring.poll(),
             Backend::Pool(pool) => pool.poll(),
@@ -185,6 +248,14 @@ impl Medium for Direct {
             Backend::Ring(ring) => ring.as_fd(),
             Backend::Pool(pool) => pool.as_fd(),
         })
+    }
+
+    fn set_inline(&mut self, inline: bool) {
+        self.inline = inline && self.is_direct();
+    }
+
+    fn is_inline(&self) -> bool {
+        self.inline
     }
 
     fn depth(&self) -> usize {

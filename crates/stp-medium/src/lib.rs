@@ -96,6 +96,16 @@ pub trait Medium: Send {
     /// [`Medium::kick`].
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// From now on, or no longer, transfers are done by the thread that calls [`Medium::kick`], within that
+    /// call, one after the other. For a thread that has nothing to do but wait for them: it saves handing over
+    /// and waking up. What was submitted before goes on as it was. Nothing for a medium that has no choice.
+    fn set_inline(&mut self, _inline: bool) {}
+
+    /// Whether what is submitted now completes within [`Medium::kick`].
+    fn is_inline(&self) -> bool {
+        self.wait_fd().is_none()
+    }
+
     /// Operations that it works on side by side; more are queued.
     fn depth(&self) -> usize;
 
@@ -133,6 +143,14 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         (**self).wait_fd()
+    }
+
+    fn set_inline(&mut self, inline: bool) {
+        (**self).set_inline(inline);
+    }
+
+    fn is_inline(&self) -> bool {
+        (**self).is_inline()
     }
 
     fn depth(&self) -> usize {

@@ -15,10 +15,9 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::Advice;
-use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::Completion;
-use crate::direct::{Body, Step, Transfer};
+use crate::direct::{Body, Transfer, pass};
 use crate::sys;
 
 /// How long a drop waits for threads that are in the storage.
@@ -79,6 +78,10 @@ impl Pool {
         });
         drop(unblocked);
         started.map(|()| pool)
+    }
+
+    pub(crate) fn passing(&self) -> Passing {
+        self.shared.passing
     }
 
     pub(crate) fn start(&mut self, mut transfer: Transfer) {
@@ -142,7 +145,7 @@ impl Shared {
 
     fn transfer(&self, mut transfer: Transfer) -> Completion {
         let result = match self.passing {
-            Passing::Direct => self.pass(&self.file, &mut transfer),
+            Passing::Direct => pass(&self.file, &mut transfer),
             Passing::Buffered => self.pass_buffered(&mut transfer),
         };
         transfer.complete(result)
@@ -159,39 +162,12 @@ impl Shared {
             let fresh = sys::reopen_read_only(&self.file);
             let file = fresh.as_ref().unwrap_or(&self.file);
             let _ = rustix::fs::fadvise(file, offset, len, Advice::DontNeed);
-            self.pass(file, transfer)
+            pass(file, transfer)
         } else {
-            self.pass(&self.file, transfer)?;
+            pass(&self.file, transfer)?;
             rustix::fs::fdatasync(&self.file)?;
             let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
             Ok(())
-        }
-    }
-
-    fn pass(&self, file: &File, transfer: &mut Transfer) -> io::Result<()> {
-        loop {
-            let at = transfer.offset + transfer.done as u64;
-            let range = transfer.done..transfer.len;
-            let moved = match &mut transfer.body {
-                Body::Read(buf) => rustix::io::pread(file, &mut buf.bytes_mut()[range], at),
-                Body::Write { data, durable } => {
-                    let piece = &data.bytes()[range];
-                    if *durable {
-                        let piece = [io::IoSlice::new(piece)];
-                        rustix::io::pwritev2(file, &piece, at, ReadWriteFlags::DSYNC)
-                    } else {
-                        rustix::io::pwrite(file, piece, at)
-                    }
-                }
-            };
-            match transfer.advance(moved) {
-                Step::Again => {
-                    if moved == Err(Errno::AGAIN) {
-                        std::thread::yield_now();
-                    }
-                }
-                Step::Finished(result) => return result,
-            }
         }
     }
 }

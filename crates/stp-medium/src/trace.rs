@@ -176,6 +176,14 @@ impl<M: Medium> Medium for Trace<M> {
         self.inner.wait_fd()
     }
 
+    fn set_inline(&mut self, inline: bool) {
+        self.inner.set_inline(inline);
+    }
+
+    fn is_inline(&self) -> bool {
+        self.inner.is_inline()
+    }
+
     fn depth(&self) -> usize {
         self.inner.depth()
     }

@@ -86,6 +86,58 @@ fn file_by_threads() {
     run(LOCKED, || handle(&spec.0, IoChoice::Threads));
 }
 
+/// The calling thread does the transfers, whatever works on those that came before.
+#[test]
+fn file_inline() {
+    let volume = Volume::on_disk();
+    let spec = volume.spec("");
+    if !handle(&spec, IoChoice::Auto)
+        .describe()
+        .contains("O_DIRECT,")
+    {
+        return skipped("file inline", "O_DIRECT is refused");
+    }
+    for choice in [IoChoice::Auto, IoChoice::Threads] {
+        run(LOCKED, || {
+            let mut medium = handle(&spec, choice);
+            medium.set_inline(true);
+            assert!(medium.is_inline());
+            medium
+        });
+    }
+}
+
+/// Turned on and off with transfers under way, nothing is lost or done twice.
+#[test]
+fn inline_on_and_off() {
+    use stp_format::{Geometry, Place, SeatId, UnitBuf};
+    use stp_medium::{Op, OpId};
+    let volume = Volume::on_disk();
+    let mut medium = handle(&volume.spec(""), IoChoice::Auto);
+    medium.set_geometry(Geometry::plan(VOLUME_BYTES, 3).unwrap());
+    let read = || Op::Read {
+        place: Place::Directory { first: SeatId(0) },
+        buf: UnitBuf::zeroed(1),
+    };
+    let mut missing: std::collections::BTreeSet<u64> = (0..64).collect();
+    for id in 0..64 {
+        medium.set_inline(id % 3 == 0);
+        medium.submit(OpId(id), read());
+        medium.kick();
+    }
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !missing.is_empty() {
+        assert!(std::time::Instant::now() < until, "lost: {missing:?}");
+        while let Some(done) = medium.poll() {
+            assert!(missing.remove(&done.id.0), "{:?} twice", done.id);
+            done.result.unwrap();
+        }
+        medium.kick();
+        std::thread::yield_now();
+    }
+    assert!(medium.poll().is_none());
+}
+
 #[test]
 fn file_buffered() {
     let volume = Volume::on_disk();

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use stp_host::control::{Calls, StreamToken, Verdict};
@@ -400,11 +401,46 @@ impl Stream {
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         self.check_given()?;
         let wanted = !buf.is_empty();
-        match recv(&self.socket, buf, flags) {
+        match self.receive_lending(buf, flags) {
             Ok((0, _)) if wanted => self.shared.end_of_file(),
             Ok((n, _)) => Ok(n),
             Err(e) => Err(self.shared.read_error(e)),
         }
+    }
+
+    /// Receives; a thread that would have to wait lends itself to this process's own engine first.
+    fn receive_lending(&self, buf: &mut [u8], flags: RecvFlags) -> Result<(usize, usize), Errno> {
+        if let Fate::Engine { calls, .. } = &self.shared.fate
+            && calls.lends()
+        {
+            let mut received = None;
+            let mut attempt = || {
+                match recv(&self.socket, &mut *buf, flags | RecvFlags::DONTWAIT) {
+                    Err(Errno::AGAIN) => return false,
+                    done => received = Some(done),
+                }
+                true
+            };
+            if !attempt() && !self.is_nonblocking() {
+                calls.lend(&mut attempt);
+            }
+            if let Some(done) = received {
+                return done;
+            }
+        }
+        recv(&self.socket, buf, flags)
+    }
+
+    fn is_nonblocking(&self) -> bool {
+        fcntl_getfl(&self.socket).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+    }
+
+    /// So many bytes were put into the socket.
+    fn sent(&self, count: usize) -> usize {
+        if let Fate::Engine { calls, .. } = &self.shared.fate {
+            calls.sent(count);
+        }
+        count
     }
 
     /// What a failed write means.
@@ -490,15 +526,20 @@ impl Read for &Stream {
 impl Write for &Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.check_given()?;
-        send(&self.socket, buf, SendFlags::NOSIGNAL).map_err(|e| self.write_error(e))
+        match send(&self.socket, buf, SendFlags::NOSIGNAL) {
+            Ok(count) => Ok(self.sent(count)),
+            Err(error) => Err(self.write_error(error)),
+        }
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         self.check_given()?;
         let bufs = &bufs[..bufs.len().min(IO_SLICES_MAX)];
         let mut control = SendAncillaryBuffer::default();
-        sendmsg(&self.socket, bufs, &mut control, SendFlags::NOSIGNAL)
-            .map_err(|e| self.write_error(e))
+        match sendmsg(&self.socket, bufs, &mut control, SendFlags::NOSIGNAL) {
+            Ok(count) => Ok(self.sent(count)),
+            Err(error) => Err(self.write_error(error)),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use stp_core::{
     Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, StreamId, Time,
 };
-use stp_format::SystemName;
+use stp_format::{Place, SystemName};
 use stp_medium::{Completion, Medium, Op, OpId};
 
 use super::clock::Clock;
@@ -38,6 +38,8 @@ const PULLS_MAX: usize = 512;
 /// Bytes moved in one step each way: a heartbeat never waits behind more.
 const STEP_BYTES_MAX: usize = 8 << 20;
 const SUBMISSIONS_MAX: usize = 256;
+/// A transfer of more units is a part of something large.
+const BULK_UNITS: usize = 8;
 /// Reported for a storage error that carries no number: EIO.
 const ERRNO_IO: i32 = 5;
 /// Reported for a place outside the volume: EINVAL.
@@ -50,6 +52,8 @@ pub struct Step {
     pub more: bool,
     /// Nothing happened but looks at a storage that answers at once: others may want the processor.
     pub idle_look: bool,
+    /// A transfer of many units was begun.
+    pub bulk: bool,
     /// The latest time of the next step, if nothing happens before.
     pub wake_at: Option<Time>,
     /// The node is over; no further step does anything.
@@ -88,6 +92,15 @@ struct Opening<S> {
     skip: u64,
     raw: bool,
     reply: Reply<Result<Connected, ConnectFailure>>,
+}
+
+/// What came of handing operations to the storage.
+struct Submitted {
+    /// The budget was used up.
+    full: bool,
+    /// The storage has completed them.
+    complete: bool,
+    bulk: bool,
 }
 
 #[derive(Debug)]
@@ -175,6 +188,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         &self.medium
     }
 
+    /// The storage, to say how it shall work.
+    pub fn medium_mut(&mut self) -> &mut M {
+        &mut self.medium
+    }
+
     /// The time that a step would see.
     pub fn now(&self) -> Time {
         self.clock.now()
@@ -182,13 +200,22 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Does what there is to do, within the budgets.
     pub fn step(&mut self) -> Step {
+        self.step_unless(&mut || false)
+    }
+
+    /// As [`Driver::step`], but ends early, before the storage is asked for anything new, if bytes were handed
+    /// over and `ready` says that it is what the caller waits for.
+    pub fn step_unless(&mut self, ready: &mut dyn FnMut() -> bool) -> Step {
+        let mut step = Step {
+            more: false,
+            idle_look: false,
+            bulk: false,
+            wake_at: None,
+            over: None,
+        };
         if let Phase::Over(over) = self.phase {
-            return Step {
-                more: false,
-                idle_look: false,
-                wake_at: None,
-                over: Some(over),
-            };
+            step.over = Some(over);
+            return step;
         }
         let moves = self.moves;
         let mut more = self.reap();
@@ -201,9 +228,17 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.expire_gifts(now);
         self.drain_events(now);
         more |= self.deliver(now);
+        if self.moves != moves && ready() {
+            step.more = true;
+            return step;
+        }
         more |= self.pull(now);
         let now = self.clock.now();
-        let (full, complete) = self.submit(now);
+        let Submitted {
+            full,
+            complete,
+            bulk,
+        } = self.submit(now);
         // What delivering and submitting brought about.
         more |= full | self.drain_events(now);
         self.move_on(now);
@@ -220,9 +255,12 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Phase::Over(over) => Some(over),
             _ => None,
         };
+        // A look that costs nothing but a copy; others have had the processor during any other.
+        let free = complete && self.medium.wait_fd().is_none();
         Step {
             more: more || complete,
-            idle_look: complete && !more && self.moves == moves,
+            idle_look: free && !more && self.moves == moves,
+            bulk,
             wake_at: wake_at.into_iter().flatten().min(),
             over,
         }
@@ -316,13 +354,18 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         true
     }
 
-    /// Whether the budget was used up, and whether the storage has completed what it was given.
-    fn submit(&mut self, now: Time) -> (bool, bool) {
+    fn submit(&mut self, now: Time) -> Submitted {
         let mut submitted = 0;
+        let mut bulk = false;
         while submitted < SUBMISSIONS_MAX {
             let Some(Io { id, place, action }) = self.node.poll_io(now) else {
                 break;
             };
+            bulk |= matches!(place, Place::Slot { .. })
+                && match &action {
+                    IoAction::Read(buf) => buf.units() > BULK_UNITS,
+                    IoAction::Write { units, .. } => *units > BULK_UNITS,
+                };
             let op = match action {
                 IoAction::Read(buf) => Op::Read { place, buf },
                 IoAction::Write {
@@ -342,9 +385,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if submitted > 0 {
             self.medium.kick();
         }
-        // Without a descriptor to wait for, what was submitted is complete by now.
-        let complete = submitted > 0 && self.medium.wait_fd().is_none();
-        (submitted == SUBMISSIONS_MAX, complete)
+        Submitted {
+            full: submitted == SUBMISSIONS_MAX,
+            complete: submitted > 0 && self.medium.is_inline(),
+            bulk,
+        }
     }
 
     // --- local sockets

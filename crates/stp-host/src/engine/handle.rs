@@ -22,6 +22,7 @@ use stp_medium::Medium;
 use super::command::{Command, Reply};
 use super::driver::leave::LEAVE_MAX;
 use super::error::{AttachError, ListenError, Stopped};
+use super::helm::Helm;
 use super::sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
@@ -104,7 +105,8 @@ pub(super) struct Shared {
     pub(super) seat: SeatId,
     pub(super) verdicts: Arc<Verdicts>,
     pub(super) names: Arc<Names>,
-    pub(super) kick: Arc<OwnedFd>,
+    pub(super) helm: Helm,
+    kick: Arc<OwnedFd>,
     queue: Mutex<Queue>,
     tickets: AtomicU64,
 }
@@ -123,6 +125,7 @@ impl Shared {
         verdicts: Arc<Verdicts>,
         names: Arc<Names>,
         kick: Arc<OwnedFd>,
+        helm: Helm,
     ) -> Self {
         Self {
             volume,
@@ -130,6 +133,7 @@ impl Shared {
             seat,
             verdicts,
             names,
+            helm,
             kick,
             queue: Mutex::default(),
             tickets: AtomicU64::new(1),
@@ -171,10 +175,16 @@ impl Shared {
             queue.commands.len() == 1
         };
         if first {
-            // The counter cannot overflow before the engine looks.
-            let _ = rustix::io::write(&*self.kick, &1_u64.to_ne_bytes());
+            self.kick();
         }
+        self.helm.call_back();
         Ok(())
+    }
+
+    /// Wakes the engine's thread up from its wait.
+    pub(super) fn kick(&self) {
+        // The counter cannot overflow before the engine looks.
+        let _ = rustix::io::write(&*self.kick, &1_u64.to_ne_bytes());
     }
 }
 
@@ -504,6 +514,24 @@ impl EngineHandle {
 }
 
 impl Calls for EngineHandle {
+    fn lends(&self) -> bool {
+        !self.is_foreign()
+    }
+
+    fn lend(&self, ready: &mut dyn FnMut() -> bool) {
+        if !self.is_foreign() {
+            let shared = &self.engine.shared;
+            shared.helm.lend(shared, ready);
+        }
+    }
+
+    fn sent(&self, bytes: usize) {
+        if !self.is_foreign() {
+            let shared = &self.engine.shared;
+            shared.helm.nudge(shared, bytes);
+        }
+    }
+
     fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
         let listener = HostListener::Unix(PathBuf::from(path));
         let answer = self.ask(None, |reply| Command::Listen {

@@ -15,6 +15,7 @@ mod error;
 mod gifts;
 mod giving;
 mod handle;
+mod helm;
 mod local;
 mod ports;
 mod registry;

@@ -108,7 +108,7 @@ impl From<OwnedFd> for HostSocket {
 /// The sockets under one epoll.
 #[derive(Debug)]
 pub struct HostSockets {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     ready: Vec<(StreamId, Ready)>,
     deliveries: Deliveries,
 }
@@ -117,15 +117,15 @@ impl HostSockets {
     /// Watches nothing yet. `names`: whose connections come from nameless addresses.
     pub fn new(names: Arc<Names>) -> io::Result<Self> {
         Ok(Self {
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
             ready: Vec::new(),
             deliveries: Deliveries::new(names),
         })
     }
 
-    /// The epoll that reports the sockets, for [`super::wait::Wait`].
-    pub(super) fn epoll(&self) -> &OwnedFd {
-        &self.epoll
+    /// The epoll that reports the sockets, for whoever waits.
+    pub(super) fn epoll(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.epoll)
     }
 
     /// Takes over what the kernel reported for a socket.
@@ -154,7 +154,7 @@ impl HostSockets {
         };
         let data = EventData::new_u64(id.0);
         // A failure would mean that the socket is not watched at all, and `watch` has reported that.
-        if epoll::modify(&self.epoll, fd, data, Self::interest(room)).is_ok() {
+        if epoll::modify(&*self.epoll, fd, data, Self::interest(room)).is_ok() {
             socket.room_watched = room;
         }
     }
@@ -202,7 +202,7 @@ impl LocalSide for HostSockets {
     fn watch(&mut self, id: StreamId, socket: &mut HostSocket) -> io::Result<()> {
         if let Some(fd) = socket.fd() {
             let data = EventData::new_u64(id.0);
-            epoll::add(&self.epoll, fd, data, Self::interest(false))?;
+            epoll::add(&*self.epoll, fd, data, Self::interest(false))?;
         }
         Ok(())
     }
@@ -315,7 +315,7 @@ impl LocalSide for HostSockets {
     fn close(&mut self, socket: HostSocket, clean: bool) {
         match &socket.end {
             End::Unix(fd) => {
-                let _ = epoll::delete(&self.epoll, fd);
+                let _ = epoll::delete(&*self.epoll, fd);
                 let _ = rustix::net::shutdown(fd, Shutdown::Both);
             }
             // What the program has not taken yet is delivered by the kernel.

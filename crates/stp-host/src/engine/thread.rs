@@ -1,4 +1,4 @@
-//! The engine's thread: it steps the driver and waits, and nothing else.
+//! The engine's thread: it claims a seat, drives from the helm, and tells of the end.
 //!
 //! - Its end, however it comes, is told to every handle before the thread is gone.
 
@@ -9,18 +9,17 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use stp_core::NodeConfig;
-use stp_medium::Medium;
 
 use super::attach::{Attached, attach};
 use super::clock::MonotonicClock;
-use super::driver::{Driver, Over};
+use super::driver::Driver;
 use super::error::{AttachError, Stopped};
 use super::handle::{EngineConfig, Shared, VolumeInfo};
+use super::helm::{Core, Helm, panic_text};
 use super::sockets::{HostSockets, Names};
 use super::verdict::Verdicts;
 use super::wait::Wait;
 use crate::address::Addresses;
-use crate::rendezvous::FileLock;
 
 /// A running engine's parts, for its handle.
 pub(super) struct Started {
@@ -30,11 +29,9 @@ pub(super) struct Started {
     pub(super) over: mpsc::Receiver<()>,
 }
 
-type HostDriver = Driver<dyn Medium, MonotonicClock, HostSockets>;
-
 /// Starts the thread, which claims a seat first; waits until it has one.
 ///
-/// The medium is used by that thread alone: the kernel ties an io_uring to each thread that uses it, and
+/// The medium's io_uring is used by that thread alone: the kernel ties a ring to each thread that uses it, and
 /// interrupts them all when it goes.
 pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
     let (tell, told) = mpsc::sync_channel(1);
@@ -47,15 +44,11 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
                 Err(error) => {
                     let _ = tell.send(Err(error));
                 }
-                Ok(Prepared {
-                    driver,
-                    wait,
-                    lock,
-                    shared,
-                }) => {
+                Ok((core, shared)) => {
+                    shared.helm.begin(core);
                     if tell.send(Ok(Arc::clone(&shared))).is_ok() {
                         drop(tell);
-                        run(driver, wait, lock, &shared);
+                        run(&shared);
                     }
                 }
             }
@@ -78,15 +71,8 @@ pub(super) fn start(config: EngineConfig) -> Result<Started, AttachError> {
     }
 }
 
-struct Prepared {
-    driver: HostDriver,
-    wait: Wait,
-    lock: FileLock,
-    shared: Arc<Shared>,
-}
-
 /// Claims a seat and makes a driver of what there is.
-fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
+fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
     let EngineConfig {
         mut medium,
         label,
@@ -130,6 +116,7 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
         storage: medium.describe(),
     };
     let verdicts = Arc::new(Verdicts::shared());
+    let helm = Helm::new(local.epoll());
     let shared = Arc::new(Shared::new(
         info,
         system,
@@ -137,66 +124,39 @@ fn prepare(config: EngineConfig) -> Result<Prepared, AttachError> {
         Arc::clone(&verdicts),
         names,
         kick,
+        helm,
     ));
     let last_token = random()?;
     let driver = Driver::new(
         node, claimed, medium, clock, local, verdicts, label, last_token,
     );
-    Ok(Prepared {
-        driver,
-        wait,
-        lock,
+    Ok((
+        Core {
+            driver,
+            wait,
+            _lock: lock,
+        },
         shared,
-    })
+    ))
 }
 
 /// Runs the driver to its end; a panic inside ends in an error for callers, not in a hang.
-fn run(driver: HostDriver, wait: Wait, lock: FileLock, shared: &Shared) {
-    let outcome = catch_unwind(AssertUnwindSafe(move || {
-        let stopped = drive(driver, wait, shared);
-        // The driver and its medium are gone: nothing writes into the seat any more.
-        drop(lock);
+fn run(shared: &Shared) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let stopped = shared.helm.drive(shared);
+        drop(shared.helm.end());
         stopped
     }));
     let stopped = outcome.unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        Stopped::Panicked(text.unwrap_or_else(|| "no message".to_owned()))
+        // What is left of the engine goes, whatever it says.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(shared.helm.end())));
+        Stopped::Panicked(panic_text(&*panic))
     });
     match &stopped {
         Stopped::Left => {}
         stopped => tracing::error!("{stopped}"),
     }
     shared.stop(stopped);
-}
-
-fn drive(mut driver: HostDriver, mut wait: Wait, shared: &Shared) -> Stopped {
-    loop {
-        for command in shared.take_commands() {
-            driver.handle_command(command);
-        }
-        let step = driver.step();
-        match step.over {
-            Some(Over::Left) => return Stopped::Left,
-            Some(Over::Fenced) => {
-                return Stopped::Fenced {
-                    volume: shared.volume.label.clone(),
-                    seat: shared.seat,
-                };
-            }
-            None => {}
-        }
-        if step.idle_look {
-            std::thread::yield_now();
-        }
-        let now = driver.now();
-        let waited = wait.wait(driver.local_mut(), now, step.wake_at, !step.more);
-        if let Err(error) = waited {
-            return Stopped::Failed(format!("it cannot wait: {error}"));
-        }
-    }
 }
 
 fn random() -> Result<u64, AttachError> {

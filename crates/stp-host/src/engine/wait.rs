@@ -2,6 +2,7 @@
 //!
 //! - The timer is a descriptor of its own, so a deadline is kept to the microsecond on every kernel; it
 //!   is set again only when an earlier deadline comes up.
+//! - Collecting needs no hold on the engine: what was collected is noted by whoever drives next.
 //! - An early wake-up is possible and harmless.
 
 use std::io;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -48,11 +50,11 @@ impl Wait {
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         // Edges suffice: neither the counter nor the timer needs to be read.
         let edge = EventFlags::IN | EventFlags::ET;
-        epoll::add(local.epoll(), &*kick, EventData::new_u64(KICK), edge)?;
-        epoll::add(local.epoll(), &timer, EventData::new_u64(TIMER), edge)?;
+        epoll::add(&*local.epoll(), &*kick, EventData::new_u64(KICK), edge)?;
+        epoll::add(&*local.epoll(), &timer, EventData::new_u64(TIMER), edge)?;
         if let Some(storage) = storage {
             let data = EventData::new_u64(STORAGE);
-            epoll::add(local.epoll(), storage, data, EventFlags::IN)?;
+            epoll::add(&*local.epoll(), storage, data, EventFlags::IN)?;
         }
         Ok(Self {
             timer,
@@ -61,43 +63,28 @@ impl Wait {
         })
     }
 
-    /// Collects what happened; if `block`, waits until something does or `deadline` has come.
-    pub(super) fn wait(
-        &mut self,
-        local: &mut HostSockets,
-        now: Time,
-        deadline: Option<Time>,
-        block: bool,
-    ) -> io::Result<()> {
-        let mut block = block;
-        if block && let Some(deadline) = deadline {
-            if deadline <= now {
-                block = false;
-            } else if self.set_for.is_none_or(|set_for| deadline < set_for) {
-                self.set(deadline.since(now))?;
-                self.set_for = Some(deadline);
-            }
-        }
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
+    /// Sets the timer for `deadline`; `false` if that has come already.
+    pub(super) fn prepare(&mut self, now: Time, deadline: Option<Time>) -> io::Result<bool> {
+        let Some(deadline) = deadline else {
+            return Ok(true);
         };
-        let timeout = if block { None } else { Some(&zero) };
-        let mut space = [const { MaybeUninit::<Event>::uninit() }; EVENTS_MAX];
-        let events = match epoll::wait(local.epoll(), &mut space, timeout) {
-            Ok((events, _)) => events,
-            Err(Errno::INTR) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        for event in events {
-            let (flags, data) = (event.flags, event.data);
-            match data.u64() {
-                TIMER => self.set_for = None,
-                KICK | STORAGE => {}
-                id => local.note(StreamId(id), flags),
-            }
+        if deadline <= now {
+            return Ok(false);
         }
-        Ok(())
+        if self.set_for.is_none_or(|set_for| deadline < set_for) {
+            self.set(deadline.since(now))?;
+            self.set_for = Some(deadline);
+        }
+        Ok(true)
+    }
+
+    /// Takes over what was collected.
+    pub(super) fn note(&mut self, local: &mut HostSockets, noted: Noted) {
+        match noted.source {
+            TIMER => self.set_for = None,
+            KICK | STORAGE => {}
+            id => local.note(StreamId(id), noted.flags),
+        }
     }
 
     fn set(&self, delay: Duration) -> io::Result<()> {
@@ -115,4 +102,48 @@ impl Wait {
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec)?;
         Ok(())
     }
+}
+
+/// Something that the kernel reported, once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Noted {
+    source: u64,
+    flags: EventFlags,
+}
+
+/// Collects what happened; waits until something does, for `timeout` at the most.
+pub(super) fn collect(
+    epoll: &OwnedFd,
+    timeout: Option<Duration>,
+    into: &mut Vec<Noted>,
+) -> io::Result<()> {
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+        // An epoll itself waits in whole milliseconds.
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let mut watched = [PollFd::new(epoll, PollFlags::IN)];
+        match poll(&mut watched, Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => return Ok(()),
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let timeout = timeout.map(|_| &zero);
+    let mut space = [const { MaybeUninit::<Event>::uninit() }; EVENTS_MAX];
+    let events = match epoll::wait(epoll, &mut space, timeout) {
+        Ok((events, _)) => events,
+        Err(Errno::INTR) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    };
+    into.extend(events.iter().map(|event| Noted {
+        source: event.data.u64(),
+        flags: event.flags,
+    }));
+    Ok(())
 }
