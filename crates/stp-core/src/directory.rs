@@ -47,6 +47,8 @@ pub struct PeerInfo {
     pub state: PeerState,
     /// Ports that it listens on.
     pub ports: Vec<u16>,
+    /// Whether streams can move to and from it.
+    pub moves: bool,
 }
 
 #[derive(Debug)]

@@ -33,9 +33,7 @@ const _: () = assert!(size_of::<GiftHead>() == GIFT_HEAD_BYTES);
 
 record! {
     /// What an offer says.
-    struct GiftOfferBytes[80] {
-        /// random name of the gift
-        token: [u8; 16],
+    struct GiftOfferBytes[64] {
         /// the name by which it is taken, zero-padded
         name: [u8; 64],
     }
@@ -43,7 +41,9 @@ record! {
 
 record! {
     /// Where the stream stands; `unread` and then `unsent` bytes follow.
-    struct GiftStateBytes[192] {
+    struct GiftStateBytes[208] {
+        /// random name of the move, as the hold frame has it
+        token: [u8; 16],
         /// incarnation of the node at the far end
         peer_incarnation: U64,
         /// the stream's number on the giver's link
@@ -78,6 +78,8 @@ record! {
 /// Where a stream stands when it moves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GiftState {
+    /// This move; another attempt has another.
+    pub token: MoveToken,
     /// The far end's seat.
     pub peer_seat: SeatId,
     /// The far end's incarnation.
@@ -115,8 +117,6 @@ pub struct GiftState {
 pub enum GiftMessage {
     /// The giver: programs of yours that take by this name may have it.
     Offer {
-        /// The gift's name.
-        token: MoveToken,
         /// The takers' name.
         name: ProcessName,
     },
@@ -145,9 +145,8 @@ impl GiftMessage {
             out.extend_from_slice(head.as_bytes());
         };
         match self {
-            Self::Offer { token, name } => {
+            Self::Offer { name } => {
                 let body = GiftOfferBytes {
-                    token: token.0,
                     name: name.padded(),
                 };
                 head(1, size_of_val(&body));
@@ -158,6 +157,7 @@ impl GiftMessage {
             Self::State(state) => {
                 let flag = |on: bool, bit: u32| u16::from(on) << bit;
                 let mut body = GiftStateBytes::new_zeroed();
+                body.token = state.token.0;
                 body.peer_incarnation = state.peer_incarnation.0.into();
                 body.stream = state.key.number.into();
                 body.sent = state.sent.into();
@@ -215,7 +215,6 @@ impl GiftMessage {
                     GiftOfferBytes::ref_from_bytes(body).map_err(|_| Damage::Length(len as u64))?;
                 let name = ProcessName::from_padded(&body.name);
                 Self::Offer {
-                    token: MoveToken(body.token),
                     name: name.map_err(|why| Damage::Name("gift.name", why))?,
                 }
             }
@@ -242,6 +241,7 @@ impl GiftState {
             |field, padded| SystemName::from_padded(padded).map_err(|why| Damage::Name(field, why));
         let flag = |bit: u32| body.flags.get() >> bit & 1 != 0;
         Ok(Self {
+            token: MoveToken(body.token),
             peer_seat: SeatId(body.peer_seat.get()),
             peer_incarnation: Incarnation(body.peer_incarnation.get()),
             key: StreamKey {

@@ -199,6 +199,7 @@ fn moving_segment() -> UnitBuf {
 /// What engines say to each other while a stream moves.
 fn messages() -> Vec<GiftMessage> {
     let state = GiftState {
+        token: MoveToken(*b"fedcba9876543210"),
         peer_seat: SeatId(3),
         peer_incarnation: Incarnation(9),
         key: StreamKey {
@@ -220,7 +221,6 @@ fn messages() -> Vec<GiftMessage> {
     };
     vec![
         GiftMessage::Offer {
-            token: MoveToken(*b"fedcba9876543210"),
             name: "heir".parse().unwrap(),
         },
         GiftMessage::Want,
@@ -255,7 +255,7 @@ fn messages_come_back_as_they_went_in_whatever_pieces() {
 #[test]
 fn impossible_messages_are_refused_before_they_are_whole() {
     let whole = message_bytes();
-    for (at, byte) in [(0, 9), (4, 79), (7, 0xff), (24, b'/')] {
+    for (at, byte) in [(0, 9), (4, 63), (7, 0xff), (8, b'/')] {
         let mut bytes = whole.clone();
         bytes[at] = byte;
         assert!(GiftMessage::decode(&bytes).is_err(), "byte {at}");
@@ -263,7 +263,7 @@ fn impossible_messages_are_refused_before_they_are_whole() {
     // A state that promises more than it may bring, or other bytes than it brings.
     let mut state = Vec::new();
     messages()[3].encode(&mut state);
-    for (at, byte) in [(7, 0xff), (56, 9), (8 + 64, 0)] {
+    for (at, byte) in [(7, 0xff), (8 + 64, 9), (8 + 80, 0)] {
         let mut bytes = state.clone();
         bytes[at] = byte;
         assert!(GiftMessage::decode(&bytes).is_err(), "byte {at}");

@@ -278,6 +278,20 @@ impl LocalSide for SimLocal {
         Ok(*handle)
     }
 
+    fn pair(&mut self) -> io::Result<(usize, SimSocket)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn shut_handle(&mut self, _handle: &usize, _write: bool, _read: bool) {}
+
+    fn peek_unread(&mut self, _handle: &usize) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn peek_unsent(&mut self, _socket: &SimSocket) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn drop_handle(&mut self, _handle: usize) {}
 
     fn join(

@@ -249,6 +249,7 @@ impl Node {
             incarnation: peer.record.incarnation,
             state: peer.state,
             ports: peer.record.ports.clone(),
+            moves: peer.record.moves,
         })
     }
 

@@ -62,11 +62,9 @@ pub struct Adoption {
 }
 
 impl Node {
-    /// Stops a stream, so that it can move: the far node answers, [`Event::Held`] tells. Nothing is pulled and
-    /// nothing delivered from now on until [`Node::resume`], or until it has moved.
-    pub fn hold(&mut self, now: Time, id: StreamId, token: MoveToken) -> Result<(), HoldError> {
-        self.tick(now);
-        let stream = self.streams.get_mut(id).ok_or(HoldError::Over)?;
+    /// Whether [`Node::hold`] would do it now.
+    pub fn may_hold(&self, id: StreamId) -> Result<(), HoldError> {
+        let stream = self.streams.get(id).ok_or(HoldError::Over)?;
         let open = stream.phase == StreamPhase::Open;
         let done = stream.send_end != SendEnd::Open && stream.fin_received;
         if !open || done || stream.reset.is_some() || stream.released.is_some() {
@@ -76,9 +74,18 @@ impl Node {
         if !peer.is_some_and(|peer| peer.record.moves) {
             return Err(HoldError::OldPeer(stream.peer));
         }
-        if stream.moving != Moving::No {
-            return Err(HoldError::Busy);
+        match stream.moving {
+            Moving::No => Ok(()),
+            _ => Err(HoldError::Busy),
         }
+    }
+
+    /// Stops a stream, so that it can move: the far node answers, [`Event::Held`] tells. Nothing is pulled and
+    /// nothing delivered from now on until [`Node::resume`], or until it has moved.
+    pub fn hold(&mut self, now: Time, id: StreamId, token: MoveToken) -> Result<(), HoldError> {
+        self.tick(now);
+        self.may_hold(id)?;
+        let stream = self.streams.get_mut(id).ok_or(HoldError::Over)?;
         stream.moving = Moving::Holding(token);
         stream.pending.hold = true;
         self.queue_control(id);

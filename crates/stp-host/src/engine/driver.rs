@@ -9,13 +9,15 @@
 
 mod gifts;
 pub(super) mod leave;
+mod moves;
 mod openings;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use stp_core::{
-    Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, StreamId, Time,
+    Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, SERVICE_PORT,
+    StreamId, Time,
 };
 use stp_format::{Place, SystemName};
 use stp_medium::{Completion, Medium, Op, OpId};
@@ -25,6 +27,7 @@ use super::command::{Command, Reply};
 use super::error::connect_failure;
 use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
+use super::moves::{Moves, fill};
 use super::ports::{Ports, WAIT_MAX, Waiting};
 use super::verdict::{Ending, Verdicts};
 use crate::control::{ConnectFailure, Connected, StreamToken};
@@ -81,6 +84,8 @@ struct Stream<S> {
     hangup: bool,
     /// The program takes no more: received bytes are thrown away.
     deaf: bool,
+    /// Written by the program of another host that had the stream before; sent first.
+    carry: VecDeque<u8>,
 }
 
 /// A connection that a program of this host waits for.
@@ -126,6 +131,7 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     openings: BTreeMap<StreamId, Opening<L::Socket>>,
     ports: Ports<L::Listener>,
     gifts: Gifts<L::Handle>,
+    journeys: Moves<L>,
     system: SystemName,
     verdicts: Arc<Verdicts>,
     /// The last token given; the next is one further.
@@ -163,6 +169,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             openings: BTreeMap::new(),
             ports: Ports::new(),
             gifts: Gifts::new(),
+            journeys: Moves::new(),
             system,
             verdicts,
             last_token,
@@ -226,6 +233,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
         self.retry_openings(now);
         self.expire_gifts(now);
+        self.expire_moves(now);
         self.drain_events(now);
         more |= self.deliver(now);
         if self.moves != moves && ready() {
@@ -246,6 +254,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.node.poll_timeout(),
             self.ports.poll_timeout(),
             self.gifts.poll_timeout(),
+            (!self.gifts.standing.is_empty()).then_some(self.journeys.sweep_at),
+            self.journeys
+                .poll_timeout(|name| self.gifts.takers.iter().any(|t| t.name == *name)),
             match self.phase {
                 Phase::Lingering { deadline } | Phase::Leaving { deadline } => Some(deadline),
                 Phase::Running | Phase::Over(_) => None,
@@ -310,14 +321,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 outcome,
                 reply,
             } => self.give(now, *offer, end, outcome, reply),
-            Command::Withdraw { gift } => self.withdraw_gift(gift),
+            Command::Withdraw { gift } => self.withdraw_gift(now, gift),
             Command::Take {
                 ticket,
                 name,
                 reply,
             } => self.take(now, ticket, name, reply),
             Command::CancelTake { ticket } => self.cancel_take(ticket),
-            Command::Confirm { gift, reply } => self.confirm_gift(gift, reply),
+            Command::Confirm { gift, reply } => self.confirm_gift(now, gift, reply),
             Command::PutBack { gift } => self.put_back(now, gift),
             Command::Peers { reply } => reply.send(self.node.peers().collect()),
             Command::Stats { reply } => reply.send(self.node.stats()),
@@ -445,11 +456,20 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                         offered
                     }
                 },
-                _ => offered,
+                Some(_) => offered,
+                None => {
+                    if let Some(service) = self.journeys.services.get_mut(&id) {
+                        service.inbox.extend_from_slice(bytes);
+                    }
+                    offered
+                }
             };
             bytes_left = bytes_left.saturating_sub(taken);
             self.moves += 1;
             self.node.delivered(now, id, taken, taken == offered);
+            if self.journeys.services.contains_key(&id) {
+                self.read_messages(now, id);
+            }
         }
         true
     }
@@ -464,8 +484,15 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 return false;
             };
             let pulled = match self.streams.get_mut(&id) {
+                Some(stream) if !stream.carry.is_empty() => {
+                    Pulled::Bytes(fill(&mut stream.carry, space))
+                }
                 Some(stream) if !stream.finished => self.local.recv(&mut stream.socket, space),
-                _ => Pulled::Empty,
+                Some(_) => Pulled::Empty,
+                None => match self.journeys.services.get_mut(&id).map(|s| s.fill(space)) {
+                    None | Some(0) => Pulled::Empty,
+                    Some(count) => Pulled::Bytes(count),
+                },
             };
             match pulled {
                 Pulled::Bytes(count) => {
@@ -527,7 +554,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             return;
         };
         self.by_token.remove(&stream.token);
-        self.forget_in_gifts(id);
+        let now = self.clock.now();
+        self.forget_in_gifts(now, id);
         let clean = ending.is_none();
         if let Some(ending) = ending {
             self.verdicts.decide(stream.token, ending);
@@ -544,6 +572,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             finished: false,
             hangup: false,
             deaf: false,
+            carry: VecDeque::new(),
         };
         self.verdicts.open(token);
         self.by_token.insert(token, id);
@@ -585,6 +614,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 peer,
                 peer_port,
             } => {
+                if port == SERVICE_PORT {
+                    return self.service_incoming(now, id);
+                }
                 let waiting = Waiting {
                     id,
                     peer,
@@ -593,20 +625,37 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 };
                 self.incoming(now, port, waiting);
             }
+            Event::Connected(id) if self.journeys.adopting.contains_key(&id) => {
+                self.adopted(now, id)
+            }
+            Event::Connected(id) if self.journeys.services.contains_key(&id) => {
+                self.node.readable(id)
+            }
             Event::Connected(id) => self.connected(now, id),
+            Event::Held(id) => self.held(now, id),
+            Event::HoldLost(id) => self.hold_lost(now, id),
+            Event::Resumed(id) => self.resumed(now, id),
+            Event::Moved(id) => self.moved(now, id),
+            Event::PeerUp(..) => self.offer_gifts(now),
             Event::Failed(id, why) => {
+                self.service_over(now, id);
+                if self.adoption_failed(now, id, why) {
+                    return;
+                }
                 if let Some(opening) = self.openings.remove(&id) {
                     self.local.close(opening.socket, false);
                     opening.reply.send(Err(connect_failure(why)));
                 }
             }
             Event::PeerFinished(id) => {
+                self.service_over(now, id);
                 if let Some(stream) = self.streams.get_mut(&id) {
                     self.verdicts.decide(stream.token, Ending::Clean);
                     self.local.finish(&mut stream.socket);
                 }
             }
             Event::Reset(id, reason) => {
+                self.service_over(now, id);
                 self.ports.withdraw(id);
                 if let Some(opening) = self.openings.remove(&id) {
                     self.local.close(opening.socket, false);
@@ -616,6 +665,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 self.forget(id, Some(Ending::Reset(reason)));
             }
             Event::Closed(id) => {
+                self.service_over(now, id);
                 self.ports.withdraw(id);
                 self.forget(id, None);
             }

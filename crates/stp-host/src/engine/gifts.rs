@@ -11,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 use stp_core::{StreamId, Time};
-use stp_format::ProcessName;
+use stp_format::{MoveToken, ProcessName, SystemName};
 
 use super::command::Reply;
 use super::error::Stopped;
@@ -102,6 +102,24 @@ pub(super) enum Held {
     Giver,
     /// A taker of this host who has to confirm it until then.
     Taker(Time),
+    /// It is on its way to the engine at the other end of `service`; the stream is not the giver's to use.
+    Moving {
+        service: StreamId,
+        token: MoveToken,
+        step: Step,
+        until: Time,
+    },
+}
+
+/// How far a stream has come on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// The far node is asked to hold it.
+    Stopping,
+    /// The taker's engine has its state, and may be adopting it.
+    Told,
+    /// It is asked back; what becomes of the gift when it is here.
+    Returning(Option<Outcome>),
 }
 
 /// One gift.
@@ -114,6 +132,8 @@ pub(super) struct Gift<H> {
     pub(super) end: H,
     pub(super) deadline: Time,
     pub(super) held: Held,
+    /// The service streams over which other engines know of it.
+    pub(super) offers: Vec<StreamId>,
     pub(super) outcome: Reply<Outcome>,
 }
 
@@ -121,6 +141,8 @@ pub(super) struct Gift<H> {
 #[derive(Debug)]
 pub(super) struct Taker<H> {
     pub(super) ticket: u64,
+    /// Its time is over; it waits only for what is under way.
+    pub(super) late: bool,
     pub(super) name: ProcessName,
     pub(super) reply: Reply<Result<HandedEnd<H>, GiftError>>,
 }
@@ -148,8 +170,11 @@ impl<H> Gifts<H> {
     }
 
     /// The oldest gift to `name` that nobody has.
-    pub(super) fn free(&self, name: &ProcessName) -> Option<GiftId> {
-        let free = |gift: &&Gift<H>| matches!(gift.held, Held::Giver) && gift.offer.name == *name;
+    pub(super) fn free(&self, system: &SystemName, name: &ProcessName) -> Option<GiftId> {
+        let free = |gift: &Gift<H>| {
+            let offer = &gift.offer;
+            matches!(gift.held, Held::Giver) && (&offer.to, &offer.name) == (system, name)
+        };
         let mut gifts = self.standing.iter();
         gifts.find(|(_, gift)| free(gift)).map(|(id, _)| *id)
     }
@@ -158,7 +183,7 @@ impl<H> Gifts<H> {
     pub(super) fn poll_timeout(&self) -> Option<Time> {
         let due = |gift: &Gift<H>| match gift.held {
             Held::Giver => gift.deadline,
-            Held::Taker(until) => until,
+            Held::Taker(until) | Held::Moving { until, .. } => until,
         };
         self.standing.values().map(due).min()
     }

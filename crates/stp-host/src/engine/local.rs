@@ -95,6 +95,14 @@ pub trait LocalSide {
     fn is_write_shut(&mut self, socket: &Self::Socket) -> bool;
     /// Another copy of a program's end.
     fn copy_handle(&mut self, handle: &Self::Handle) -> io::Result<Self::Handle>;
+    /// A fresh pair: the program's end, and the engine's.
+    fn pair(&mut self) -> io::Result<(Self::Handle, Self::Socket)>;
+    /// As if the program had said, by its end, that it sends or receives no more.
+    fn shut_handle(&mut self, handle: &Self::Handle, write: bool, read: bool);
+    /// A copy of what was handed over to the program and is not read; it stays there.
+    fn peek_unread(&mut self, handle: &Self::Handle) -> io::Result<Vec<u8>>;
+    /// A copy of what the program wrote and the engine has not received; it stays there.
+    fn peek_unsent(&mut self, socket: &Self::Socket) -> io::Result<Vec<u8>>;
     /// Lets go of a copy. The last one's end is the program's end.
     fn drop_handle(&mut self, handle: Self::Handle);
     /// Ends both directions and forgets the socket. `clean`: the stream has come to its end both ways.

@@ -299,6 +299,29 @@ impl LocalSide for HostSockets {
         handle.try_clone()
     }
 
+    fn pair(&mut self) -> io::Result<(OwnedFd, HostSocket)> {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let (program, engine) = rustix::net::socketpair(family, SocketType::STREAM, flags, None)?;
+        Ok((program, HostSocket::from(engine)))
+    }
+
+    fn shut_handle(&mut self, handle: &OwnedFd, write: bool, read: bool) {
+        if write {
+            let _ = rustix::net::shutdown(handle, Shutdown::Write);
+        }
+        if read {
+            let _ = rustix::net::shutdown(handle, Shutdown::Read);
+        }
+    }
+
+    fn peek_unread(&mut self, handle: &OwnedFd) -> io::Result<Vec<u8>> {
+        peek_all(handle)
+    }
+
+    fn peek_unsent(&mut self, socket: &HostSocket) -> io::Result<Vec<u8>> {
+        socket.fd().map_or_else(|| Ok(Vec::new()), peek_all)
+    }
+
     fn drop_handle(&mut self, handle: OwnedFd) {
         drop(handle);
     }
@@ -347,6 +370,21 @@ impl LocalSide for HostSockets {
     fn poll_ready(&mut self) -> Option<(StreamId, Ready)> {
         self.ready.pop()
     }
+}
+
+/// All bytes that wait in a socket, which keeps them.
+fn peek_all(fd: &OwnedFd) -> io::Result<Vec<u8>> {
+    let waiting = usize::try_from(rustix::io::ioctl_fionread(fd)?).unwrap_or(0);
+    if waiting == 0 {
+        return Ok(Vec::new());
+    }
+    let mut bytes = vec![0; waiting];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let (found, _) = rustix::net::recv(fd, &mut bytes[..], flags)?;
+    if found < waiting {
+        return Err(io::Error::other("its bytes cannot be read as a whole"));
+    }
+    Ok(bytes)
 }
 
 /// What the kernel says of a socket now.

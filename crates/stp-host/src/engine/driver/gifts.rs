@@ -15,6 +15,7 @@ use crate::engine::gifts::{
     CONFIRM_MAX, Confirmed, GIFTS_MAX, Gift, GiftError, HandedEnd, Held, TAKERS_MAX, Taker,
 };
 use crate::engine::local::LocalSide;
+use crate::engine::moves::MOVE_MAX;
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     pub(super) fn give(
@@ -28,13 +29,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if !matches!(self.phase, Phase::Running) {
             return; // dropping the replies says it
         }
-        let refused = if offer.to != self.system {
-            let why = format!(
-                "a stream cannot be moved to another system ({}) by this engine",
-                offer.to
-            );
-            Some(GiftError::Impossible(why))
-        } else if self.gifts.standing.len() >= GIFTS_MAX {
+        let stream = self.by_token.get(&offer.token).copied();
+        let refused = if self.gifts.standing.len() >= GIFTS_MAX {
             Some(GiftError::TooMany)
         } else if !self.verdicts.is_known(offer.token) {
             Some(GiftError::Over)
@@ -45,6 +41,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             .any(|gift| gift.token == offer.token)
         {
             Some(GiftError::Twice)
+        } else if offer.to != self.system {
+            self.may_move(stream, &offer.to).err()
         } else {
             None
         };
@@ -54,17 +52,21 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
         let id = self.gifts.next_id();
         let gift = Gift {
-            stream: self.by_token.get(&offer.token).copied(),
+            stream,
             token: offer.token,
             offer,
             end,
             deadline: now + offer.wait,
             held: Held::Giver,
+            offers: Vec::new(),
             outcome,
         };
         self.gifts.standing.insert(id, gift);
         reply.send(Ok(id));
-        self.match_takers(now, &offer.name);
+        if offer.to == self.system {
+            self.match_takers(now, &offer.name);
+        }
+        self.offer_gifts(now);
     }
 
     pub(super) fn take(
@@ -82,6 +84,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
         let taker = Taker {
             ticket,
+            late: false,
             name,
             reply,
         };
@@ -90,9 +93,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     }
 
     /// Hands free gifts to those who wait for them, both in the order in which they came.
-    fn match_takers(&mut self, now: Time, name: &ProcessName) {
+    pub(super) fn match_takers(&mut self, now: Time, name: &ProcessName) {
         while let Some(at) = self.gifts.takers.iter().position(|t| t.name == *name)
-            && let Some(id) = self.gifts.free(name)
+            && let Some(id) = self.gifts.free(&self.system, name)
             && let Some(gift) = self.gifts.standing.get_mut(&id)
         {
             let Some(taker) = self.gifts.takers.remove(at) else {
@@ -106,19 +109,22 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 Err(error) => taker.reply.send(Err(GiftError::Socket(error.to_string()))),
             }
         }
+        self.want_offers(now, name);
     }
 
     pub(super) fn cancel_take(&mut self, ticket: u64) {
         let found = self.gifts.takers.iter().position(|t| t.ticket == ticket);
-        if let Some(taker) = found.and_then(|at| self.gifts.takers.remove(at)) {
-            taker.reply.send(Err(GiftError::None));
+        if let Some(taker) = found.and_then(|at| self.gifts.takers.get_mut(at)) {
+            taker.late = true;
+            let name = taker.name;
+            self.answer_late(&name);
         }
     }
 
-    pub(super) fn confirm_gift(&mut self, id: GiftId, reply: Reply<Confirmed>) {
+    pub(super) fn confirm_gift(&mut self, now: Time, id: GiftId, reply: Reply<Confirmed>) {
         let handed = |gift: &Gift<L::Handle>| matches!(gift.held, Held::Taker(_));
         if !self.gifts.standing.get(&id).is_some_and(handed) {
-            return reply.send(Err(GiftError::Gone));
+            return self.adopt(now, id, reply);
         }
         let Some(gift) = self.gifts.standing.remove(&id) else {
             return;
@@ -137,12 +143,16 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.by_token.extend(gift.stream.map(|id| (token, id)));
         }
         let Offer { local, peer, .. } = gift.offer;
+        self.withdraw_offers(now, gift.offers);
         gift.outcome.send(Outcome::Taken);
         self.local.drop_handle(gift.end);
         reply.send(Ok(Taken { token, local, peer }));
     }
 
     pub(super) fn put_back(&mut self, now: Time, id: GiftId) {
+        if self.release_handed(now, id) {
+            return;
+        }
         let Some(gift) = self.gifts.standing.get_mut(&id) else {
             return;
         };
@@ -153,13 +163,17 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
     }
 
-    pub(super) fn withdraw_gift(&mut self, id: GiftId) {
-        self.end_gift(id, Outcome::Withdrawn);
+    pub(super) fn withdraw_gift(&mut self, now: Time, id: GiftId) {
+        match self.gifts.standing.get(&id).map(|gift| &gift.held) {
+            Some(Held::Moving { .. }) => self.begin_return(now, id, Some(Outcome::Withdrawn)),
+            _ => self.end_gift(now, id, Outcome::Withdrawn),
+        }
     }
 
-    /// A gift that stays the giver's.
-    fn end_gift(&mut self, id: GiftId, outcome: Outcome) {
+    /// A gift is settled.
+    pub(super) fn end_gift(&mut self, now: Time, id: GiftId, outcome: Outcome) {
         if let Some(gift) = self.gifts.standing.remove(&id) {
+            self.withdraw_offers(now, gift.offers);
             gift.outcome.send(outcome);
             // If the giver has gone meanwhile, this is the stream's end.
             self.local.drop_handle(gift.end);
@@ -171,29 +185,43 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         while self.gifts.poll_timeout().is_some_and(|at| at <= now) {
             let overdue = |gift: &Gift<L::Handle>| match gift.held {
                 Held::Giver => gift.deadline <= now,
-                Held::Taker(until) => until <= now,
+                Held::Taker(until) | Held::Moving { until, .. } => until <= now,
             };
             let gifts = self.gifts.standing.iter();
-            let found = gifts.filter(|(_, gift)| overdue(gift)).map(|(id, gift)| {
-                let handed = matches!(gift.held, Held::Taker(_));
-                (*id, handed)
-            });
-            let found: Vec<_> = found.collect();
-            for (id, handed) in found {
-                match handed {
-                    true => self.put_back(now, id),
-                    false => self.end_gift(id, Outcome::Expired),
+            let found = gifts.filter(|(_, gift)| overdue(gift));
+            let found: Vec<_> = found.map(|(id, _)| *id).collect();
+            for id in found {
+                let Some(gift) = self.gifts.standing.get_mut(&id) else {
+                    continue;
+                };
+                match &mut gift.held {
+                    Held::Giver => self.end_gift(now, id, Outcome::Expired),
+                    Held::Taker(_) => self.put_back(now, id),
+                    Held::Moving { until, .. } => {
+                        // The far node answers, or its death does: there is nothing else to wait for.
+                        *until = now + MOVE_MAX;
+                        self.begin_return(now, id, None);
+                    }
                 }
             }
         }
     }
 
     /// The node is done with a stream. What is left in its socket can still be taken here.
-    pub(super) fn forget_in_gifts(&mut self, id: StreamId) {
-        for gift in self.gifts.standing.values_mut() {
-            if gift.stream == Some(id) {
-                gift.stream = None;
-            }
+    pub(super) fn forget_in_gifts(&mut self, now: Time, id: StreamId) {
+        let mut gifts = self.gifts.standing.iter_mut();
+        let Some((gift_id, gift)) = gifts.find(|(_, gift)| gift.stream == Some(id)) else {
+            return;
+        };
+        gift.stream = None;
+        if gift.offer.to != self.system {
+            let gift_id = *gift_id;
+            return self.end_gift(now, gift_id, Outcome::Broken);
         }
+        if matches!(gift.held, Held::Moving { .. }) {
+            gift.held = Held::Giver;
+        }
+        let offers = std::mem::take(&mut gift.offers);
+        self.withdraw_offers(now, offers);
     }
 }
