@@ -60,15 +60,13 @@ fn shared_socket(ip: IpAddr) -> Result<OwnedFd, Errno> {
 impl Door {
     /// Opens a door in this thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
+        if !super::namespace::has_loopback() {
+            let what =
+                "the loopback interface is down: `ip link set lo up`, then start the engine again";
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, what));
+        }
         let v4 = Half::open(DOOR_V4.into()).map_err(|error| {
-            let what = match error.raw_os_error() {
-                Some(libc::EADDRNOTAVAIL) => {
-                    "the loopback interface is down: `ip link set lo up`, then start the engine again"
-                        .to_owned()
-                }
-                _ => format!("no TCP socket on loopback: {error}"),
-            };
-            io::Error::new(error.kind(), what)
+            io::Error::new(error.kind(), format!("no TCP socket on loopback: {error}"))
         })?;
         Ok(Self {
             v4,

@@ -6,10 +6,9 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::sys;
@@ -41,11 +40,10 @@ pub fn ensure() -> io::Result<bool> {
     Ok(true)
 }
 
-fn has_loopback() -> bool {
-    probe().is_ok_and(|socket| {
-        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        bind(&socket, &loopback).is_ok()
-    })
+/// Whether loopback is up here. In a fresh namespace the kernel lets a socket be bound to it even if it is not.
+pub(super) fn has_loopback() -> bool {
+    let flags = probe().and_then(|socket| sys::interface_flags(&socket, LOOPBACK));
+    flags.is_ok_and(|flags| flags.is_some_and(|flags| flags & UP != 0))
 }
 
 fn probe() -> io::Result<OwnedFd> {
