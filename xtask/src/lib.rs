@@ -4,6 +4,7 @@
 //! - A chore that cannot do its whole job says by name what it left out.
 
 pub mod fuzz;
+pub mod install;
 pub mod needs;
 pub mod repo;
 pub mod soak;

@@ -6,6 +6,8 @@ const USAGE: &str = "\
 usage: cargo xtask CHORE [OPTIONS]
 
   test [--no-install] [FILTER]...   install what the tests need (as root), run all tests, count them
+  install --prefix DIR [--destdir DIR] [--debug] [--library-only]
+                                    build, and put command, libraries, headers and man pages there
   tidy                              check what a machine can check of the house rules
   needs [--install]                 list the Debian programs that the tests use, and what is missing
   suites [cpython|libuv]... [--short]
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let result = match chore.as_str() {
         "test" => xtask::test::run(&rest),
+        "install" => xtask::install::run(&rest),
         "tidy" => xtask::tidy::run(&rest),
         "needs" => xtask::needs::run(&rest),
         "suites" => xtask::suites::run(&rest),

@@ -114,6 +114,11 @@ pub const NEEDS: &[Need] = &[
     need("node", "nodejs", "Node.js with a cluster"),
     need("nbdkit", "nbdkit", "the stand-in for a shared LUN"),
     need("nbdfuse", "libnbd-bin", "the stand-in for a shared LUN"),
+    need("gcc", "gcc", "programs in C"),
+    need("g++", "g++", "programs in C++"),
+    need("clang", "clang", "programs in C, the other compiler"),
+    need("pkg-config", "pkg-config", "the C library's users"),
+    need("groff", "groff-base", "the man pages' form"),
     need("fusermount3", "fuse3", "the stand-in for a shared LUN"),
 ];
 

@@ -3,4 +3,5 @@
 //! - Nothing here is exported under a C name: a door (`stp-capi`, `stp-preload`) does that, so that
 //!   linking this crate never takes over a program's calls.
 
+pub mod calls;
 pub mod inet;

@@ -2,10 +2,10 @@
 //!
 //! - A program that waits, floods or stops reading delays nobody else: the calls that can wait run on threads
 //!   of their own, with a limit a program, and a program that takes no answers is cut off.
-//! - A program that goes away takes its ports with it; gifts that were handed to it and that it did not
-//!   confirm go back.
+//! - A program that goes away takes its ports with it, unless a process forked from it has named them too; gifts
+//!   that were handed to it and that it did not confirm go back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -71,10 +71,24 @@ struct Shared {
 struct Clients {
     next: u64,
     sockets: HashMap<u64, Arc<OwnedFd>>,
-    /// Which program a published port belongs to.
-    ports: HashMap<u16, u64>,
+    /// Which programs a published port belongs to: one, and its forked children that use it.
+    ports: HashMap<u16, BTreeSet<u64>>,
     /// Which program a gift that is not confirmed yet was handed to.
     handed: HashMap<GiftId, u64>,
+}
+
+impl Clients {
+    /// The program has no part in the port any more; whether it was the last one.
+    fn give_up(&mut self, port: u16, client: u64) -> bool {
+        let Some(owners) = self.ports.get_mut(&port) else {
+            return false;
+        };
+        let last = owners.remove(&client) && owners.is_empty();
+        if owners.is_empty() {
+            self.ports.remove(&port);
+        }
+        last
+    }
 }
 
 impl Shared {
@@ -247,13 +261,12 @@ impl Client {
         {
             let mut clients = self.shared.clients();
             clients.sockets.remove(&self.number);
-            clients.ports.retain(|port, owner| {
-                let ours = *owner == self.number;
-                if ours {
-                    ports.push(*port);
+            let known: Vec<u16> = clients.ports.keys().copied().collect();
+            for port in known {
+                if clients.give_up(port, self.number) {
+                    ports.push(port);
                 }
-                !ours
-            });
+            }
             clients.handed.retain(|gift, holder| {
                 let ours = *holder == self.number;
                 if ours {
@@ -291,14 +304,7 @@ impl Client {
                 return self.wait_for(number, move |client| client.listen(port, path, raw));
             }
             Request::Unlisten { port } => {
-                let ours = {
-                    let mut clients = self.shared.clients();
-                    let ours = clients.ports.get(&port) == Some(&self.number);
-                    if ours {
-                        clients.ports.remove(&port);
-                    }
-                    ours
-                };
+                let ours = self.shared.clients().give_up(port, self.number);
                 if ours {
                     calls.unlisten(port);
                 }
@@ -457,7 +463,10 @@ impl Client {
     }
 
     fn listen(&self, port: u16, path: PathBuf, raw: bool) -> Answer {
-        self.shared.clients().ports.insert(port, self.number);
+        let owners = |clients: &mut Clients| {
+            clients.ports.entry(port).or_default().insert(self.number);
+        };
+        owners(&mut self.shared.clients());
         let listened = self.shared.calls.listen(port, &path, raw);
         let mut clients = self.shared.clients();
         let gone = !clients.sockets.contains_key(&self.number);
@@ -473,9 +482,7 @@ impl Client {
                 Answer::Done
             }
             Err(error) => {
-                if clients.ports.get(&port) == Some(&self.number) {
-                    clients.ports.remove(&port);
-                }
+                clients.give_up(port, self.number);
                 Answer::failed(&error)
             }
         }

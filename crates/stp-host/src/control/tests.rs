@@ -215,6 +215,24 @@ fn a_program_that_goes_takes_its_ports_along_but_not_its_successors() {
 }
 
 #[test]
+fn a_port_that_a_forked_child_uses_too_stays_until_both_are_gone() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let server = Server::start(&place.dir, engine.clone()).unwrap();
+    let parent = Client::connect(&place.dir).unwrap().unwrap();
+    let child = Client::connect(&place.dir).unwrap().unwrap();
+    parent.listen(1000, Path::new("/x"), false).unwrap();
+    child.listen(1000, Path::new("/x"), false).unwrap();
+    drop(child);
+    while server.clients() > 1 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!engine.noted("unlisten 1000"));
+    drop(parent);
+    engine.wait_noted("unlisten 1000");
+}
+
+#[test]
 fn when_the_engine_goes_calls_fail_and_when_it_is_back_ports_are_published_again() {
     let place = place();
     let engine = Arc::new(Pretender::default());
