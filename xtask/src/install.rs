@@ -107,6 +107,15 @@ pub fn install(plan: &Plan) -> Result<Vec<PathBuf>, Error> {
         let section = page.extension().unwrap_or_default().to_string_lossy();
         let name = page.file_name().unwrap_or_default().to_string_lossy();
         put(&page, &format!("share/man/man{section}/{name}"), 0o644)?;
+        // The other calls of the page lead to it.
+        for call in named(&fs::read_to_string(&page)?) {
+            let alias = format!("{call}.{section}");
+            if alias != name && section == "3" {
+                let beside = built.join("alias.3");
+                fs::write(&beside, format!(".so man3/{name}\n"))?;
+                put(&beside, &format!("share/man/man3/{alias}"), 0o644)?;
+            }
+        }
     }
     if !plan.library_only {
         put(&built.join("stp"), "bin/stp", 0o755)?;
@@ -188,6 +197,14 @@ pub fn exports(map: &str) -> Vec<&str> {
         .map(str::trim)
         .filter(|name| !name.is_empty())
         .collect()
+}
+
+/// The calls in a page's NAME.
+fn named(page: &str) -> Vec<String> {
+    let mut lines = page.lines().skip_while(|line| *line != ".SH NAME").skip(1);
+    let names = lines.next().and_then(|line| line.split_once(" \\-"));
+    let (names, _) = names.unwrap_or_default();
+    names.split(", ").map(str::to_owned).collect()
 }
 
 fn pkg_config(prefix: &Path) -> String {

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use xtask::install::{Plan, install};
 
@@ -70,7 +71,10 @@ impl Default for How<'_> {
 pub(crate) fn compile(source: &Path, name: &str, how: How<'_>) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
     std::fs::create_dir_all(&folder).unwrap();
-    let program = folder.join(format!("{name}-{}", std::process::id()));
+    // A program that runs cannot be written to.
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let program = folder.join(format!("{name}-{}-{number}", std::process::id()));
     let mut cc = Command::new(how.compiler);
     if how.compiler.ends_with("++") {
         cc.args(["-x", "c++"]);
