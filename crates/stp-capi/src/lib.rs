@@ -66,30 +66,35 @@ fn count(work: impl FnOnce() -> Outcome<usize>) -> ssize_t {
 }
 
 /// `STPsocket`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPsocket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     call(|| calls::socket(domain, kind, protocol))
 }
 
 /// `STPbind`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPbind(s: c_int, addr: *const c_void, len: socklen_t) -> c_int {
     done(|| calls::bind(s, addr, len))
 }
 
 /// `STPlisten`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPlisten(s: c_int, backlog: c_int) -> c_int {
     done(|| calls::listen(s, backlog))
 }
 
 /// `STPaccept`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPaccept(s: c_int, addr: *mut c_void, len: *mut socklen_t) -> c_int {
     call(|| calls::accept(s, addr, len, 0))
 }
 
 /// `STPaccept4`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPaccept4(
     s: c_int,
@@ -101,12 +106,14 @@ pub unsafe extern "C" fn STPaccept4(
 }
 
 /// `STPconnect`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPconnect(s: c_int, addr: *const c_void, len: socklen_t) -> c_int {
     done(|| calls::connect(s, addr, len))
 }
 
 /// `STPsend`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPsend(
     s: c_int,
@@ -118,66 +125,77 @@ pub unsafe extern "C" fn STPsend(
 }
 
 /// `STPrecv`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPrecv(s: c_int, buf: *mut c_void, len: usize, flags: c_int) -> ssize_t {
     count(|| calls::recv(s, buf, len, flags))
 }
 
 /// `STPwrite`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPwrite(s: c_int, buf: *const c_void, len: usize) -> ssize_t {
     count(|| calls::send(s, buf, len, 0))
 }
 
 /// `STPread`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPread(s: c_int, buf: *mut c_void, len: usize) -> ssize_t {
     count(|| calls::recv(s, buf, len, 0))
 }
 
 /// `STPwritev`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPwritev(s: c_int, parts: *const iovec, number: c_int) -> ssize_t {
     count(|| calls::writev(s, parts, number))
 }
 
 /// `STPreadv`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPreadv(s: c_int, parts: *const iovec, number: c_int) -> ssize_t {
     count(|| calls::readv(s, parts, number))
 }
 
 /// `STPclose`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPclose(s: c_int) -> c_int {
     done(|| calls::close(s))
 }
 
 /// `STPshutdown`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPshutdown(s: c_int, how: c_int) -> c_int {
     done(|| calls::shutdown(s, how))
 }
 
 /// `STPdup`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPdup(s: c_int) -> c_int {
     call(|| calls::dup(s, None))
 }
 
 /// `STPdup2`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPdup2(s: c_int, onto: c_int) -> c_int {
     call(|| calls::dup(s, Some(onto)))
 }
 
 /// `STPpoll`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPpoll(fds: *mut pollfd, number: nfds_t, timeout: c_int) -> c_int {
     call(|| calls::poll(fds, number, timeout))
 }
 
 /// `STPselect`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPselect(
     number: c_int,
@@ -190,24 +208,28 @@ pub unsafe extern "C" fn STPselect(
 }
 
 /// `STPgethostbyname`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPgethostbyname(name: *const c_char, addr: *mut c_void) -> c_int {
     done(|| calls::host_by_name(name, addr))
 }
 
 /// `STPgethostname`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPgethostname(s: c_int, addr: *mut c_void, len: *mut socklen_t) -> c_int {
     done(|| calls::host_name(s, addr, len))
 }
 
 /// `STPgetpeername`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPgetpeername(s: c_int, addr: *mut c_void, len: *mut socklen_t) -> c_int {
     done(|| calls::peer_name(s, addr, len))
 }
 
 /// `STPaddr`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPaddr(addr: *mut c_void, text: *const c_char) -> c_int {
     done(|| {
@@ -217,6 +239,7 @@ pub unsafe extern "C" fn STPaddr(addr: *mut c_void, text: *const c_char) -> c_in
 }
 
 /// `STPgetsockopt`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPgetsockopt(
     s: c_int,
@@ -229,6 +252,7 @@ pub unsafe extern "C" fn STPgetsockopt(
 }
 
 /// `STPsetsockopt`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPsetsockopt(
     s: c_int,
@@ -241,6 +265,7 @@ pub unsafe extern "C" fn STPsetsockopt(
 }
 
 /// `STPgetopt`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPgetopt(
     s: c_int,
@@ -252,6 +277,7 @@ pub unsafe extern "C" fn STPgetopt(
 }
 
 /// `STPsetopt`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn STPsetopt(
     s: c_int,
@@ -263,6 +289,7 @@ pub unsafe extern "C" fn STPsetopt(
 }
 
 /// `STPerror`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPerror() -> c_int {
     LAST.try_with(|last| last.try_borrow().map_or(0, |last| last.code as c_int))
@@ -270,6 +297,7 @@ pub extern "C" fn STPerror() -> c_int {
 }
 
 /// `STPstrerror`(3).
+// SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]
 pub extern "C" fn STPstrerror(code: c_int) -> *const c_char {
     let general = CODES.iter().find(|(known, _)| *known as c_int == code);
