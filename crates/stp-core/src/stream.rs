@@ -65,6 +65,7 @@ pub(crate) struct Pending {
     pub(crate) accept: bool,
     pub(crate) credit: bool,
     pub(crate) fin: bool,
+    pub(crate) urgent: bool,
     pub(crate) adopt: bool,
     pub(crate) hold: bool,
     pub(crate) held: bool,
@@ -78,6 +79,7 @@ impl Pending {
             || self.accept
             || self.credit
             || self.fin
+            || self.urgent
             || self.adopt
             || self.hold
             || self.held
@@ -126,6 +128,8 @@ pub(crate) struct Stream {
     /// When the limit was last moved on.
     pub(crate) granted_at: Time,
     pub(crate) received: Chunks,
+    /// Where the last urgent byte ends that is not handed over yet.
+    pub(crate) urgent: Option<u64>,
     /// The program's socket was full.
     pub(crate) blocked: bool,
     /// In the node's queue of streams to deliver to.

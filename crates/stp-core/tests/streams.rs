@@ -66,6 +66,65 @@ fn an_echo_comes_back_whole_and_both_ends_close() {
 }
 
 #[test]
+fn urgent_bytes_keep_their_place_and_arrive_as_urgent() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.hosts[1].serve = |_| Some(App::default());
+        let bytes = pattern(seed, 700_000);
+        // Far apart: one that comes before the last was taken stands for both, as with TCP.
+        let urgent = vec![0, 1000, 350_000, bytes.len() - 1];
+        let app = App {
+            to_send: bytes.clone(),
+            urgent: urgent.clone(),
+            finish: true,
+            ..App::default()
+        };
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("everything is there", |world| {
+            let mut apps = world.hosts[1].apps.values();
+            apps.next().is_some_and(|app| app.peer_finished)
+        });
+        let received = world.hosts[1].apps.values().next().unwrap();
+        assert!(received.received == bytes);
+        // Every one that was told is one; the last always is.
+        let told = &received.urgent_received;
+        assert!(told.iter().all(|at| urgent.contains(at)), "{told:?}");
+        assert_eq!(told.last(), urgent.last());
+        assert!(world.app(0, id).reset.is_none());
+    }
+}
+
+#[test]
+fn an_urgent_byte_that_waits_for_its_program_is_urgent_when_it_is_taken() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.hosts[1].serve = |_| {
+            Some(App {
+                stopped: true,
+                ..App::default()
+            })
+        };
+        let app = App {
+            to_send: pattern(seed, 5000),
+            urgent: vec![4321],
+            finish: true,
+            ..App::default()
+        };
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("all is sent", |world| world.app(0, id).finished);
+        world.run_for(Duration::from_millis(200));
+        let (far, _) = world.hosts[1].apps.first_key_value().unwrap();
+        let far = *far;
+        world.app_mut(1, far).stopped = false;
+        world.act(1, |node, _| node.writable(far));
+        world.run_until("all is there", |world| world.app(1, far).peer_finished);
+        let app = world.app(1, far);
+        assert_eq!(app.received, pattern(seed, 5000));
+        assert_eq!(app.urgent_received, [4321]);
+    }
+}
+
+#[test]
 fn a_storage_that_errs_and_loses_writes_delays_and_does_not_harm() {
     for seed in SEEDS {
         let mut world = two(seed);

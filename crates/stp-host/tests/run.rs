@@ -277,6 +277,49 @@ fn a_reset_stays_a_reset_both_ways() {
 }
 
 #[test]
+fn an_urgent_byte_arrives_as_one_and_in_its_place() {
+    use rustix::net::{RecvFlags, SendFlags, recv, send};
+    let world = World::new();
+    let (alpha, beta) = pair(&world);
+    let (listener, port) = beta.listen("0.0.0.0:0");
+    for client_sends in [true, false] {
+        let client = alpha.connect(&beta, port);
+        let (server, _) = accept(&listener);
+        let (from, to) = if client_sends {
+            (&client, &server)
+        } else {
+            (&server, &client)
+        };
+        send(from, b"before", SendFlags::empty()).unwrap();
+        send(from, b"!", SendFlags::OOB).unwrap();
+        send(from, b"behind", SendFlags::empty()).unwrap();
+        let mut bytes = [0; 32];
+        let mut urgent = [0];
+        eventually(|| recv(to, &mut urgent, RecvFlags::OOB | RecvFlags::DONTWAIT).ok());
+        assert_eq!(&urgent, b"!");
+        // The kernel stops at the mark, and has taken the urgent byte out of the line.
+        let mut text = Vec::new();
+        while text.len() < 12 {
+            let (count, _) = recv(to, &mut bytes, RecvFlags::empty()).unwrap();
+            text.extend_from_slice(&bytes[..count]);
+        }
+        assert_eq!(text, b"beforebehind");
+    }
+    // In line, for a program that wants it so; nothing else is lost.
+    let client = alpha.connect(&beta, port);
+    let (mut server, _) = accept(&listener);
+    sockopt::set_socket_oobinline(&server, true).unwrap();
+    for _ in 0..100 {
+        send(&client, b"ab", SendFlags::empty()).unwrap();
+        send(&client, b"!", SendFlags::OOB).unwrap();
+    }
+    drop(client);
+    let mut text = String::new();
+    server.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "ab!".repeat(100));
+}
+
+#[test]
 fn an_engine_that_goes_is_no_end_of_file() {
     let world = World::new();
     let (alpha, beta) = pair(&world);

@@ -187,7 +187,14 @@ impl Node {
                 }
                 fits
             }
-            FrameBody::Urgent { .. } => stream.phase == StreamPhase::Open,
+            FrameBody::Urgent { offset } => {
+                let fits = stream.phase == StreamPhase::Open;
+                // A later one takes its place, as with TCP; one that comes too late is none.
+                if fits && offset > stream.recv_next {
+                    stream.urgent = Some(offset);
+                }
+                fits
+            }
             FrameBody::Fin { offset } => {
                 let fits = stream.phase == StreamPhase::Open
                     && !matches!(stream.moving, Moving::Held(_))

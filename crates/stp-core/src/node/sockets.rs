@@ -331,6 +331,7 @@ impl Node {
             window_start: window,
             granted_at: self.now,
             received: Chunks::default(),
+            urgent: None,
             blocked: false,
             in_deliver: false,
             fin_received: false,

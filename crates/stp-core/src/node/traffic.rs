@@ -69,6 +69,8 @@ impl Node {
         let alone = outgoing.fill.len() == 1;
         while let Some(&id) = outgoing.fill.front() {
             match self.streams.get_mut(id) {
+                // The mark goes before the byte that it marks: it finds room in the next segment.
+                Some(stream) if stream.pending.urgent => return None,
                 Some(stream) if stream.can_fill() => {
                     let credit = usize::try_from(stream.send_limit - stream.sent);
                     let turn = if alone { usize::MAX } else { FILL_TURN };
@@ -114,7 +116,27 @@ impl Node {
         self.link_turn = (seat + 1) % self.links.len();
     }
 
-    /// Bytes that arrived for a stream; answer with [`Node::delivered`].
+    /// The next byte of the program is urgent: the peer will be told before it comes.
+    pub fn mark_urgent(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(id)
+            && stream.phase == StreamPhase::Open
+            && stream.send_end == SendEnd::Open
+            && stream.reset.is_none()
+        {
+            stream.pending.urgent = true;
+            self.queue_control(id);
+        }
+    }
+
+    /// Whether the bytes that [`Node::poll_deliver`] gave for this stream are an urgent one: a single byte, to be handed
+    /// over as such.
+    pub fn is_urgent(&self, id: StreamId) -> bool {
+        let stream = self.streams.get(id);
+        stream.is_some_and(|stream| stream.urgent == Some(stream.taken + 1))
+    }
+
+    /// Bytes that arrived for a stream; answer with [`Node::delivered`]. They end before an urgent byte, which comes
+    /// alone.
     pub fn poll_deliver(&mut self) -> Option<(StreamId, &[u8])> {
         let id = loop {
             let id = *self.deliver.front()?;
@@ -132,9 +154,15 @@ impl Node {
                 }
             }
         };
-        self.streams
-            .get(id)
-            .map(|stream| (id, stream.received.front()))
+        self.streams.get(id).map(|stream| {
+            let bytes = stream.received.front();
+            let before = match stream.urgent.map(|end| end - stream.taken) {
+                None => usize::MAX,
+                Some(1) => 1,
+                Some(ahead) => usize::try_from(ahead - 1).unwrap_or(usize::MAX),
+            };
+            (id, &bytes[..bytes.len().min(before)])
+        })
     }
 
     /// The program's socket took `bytes` bytes. `more`: it may take more; otherwise call
@@ -149,6 +177,7 @@ impl Node {
             self.pool.give_back(buf);
         }
         stream.taken += bytes as u64;
+        stream.urgent = stream.urgent.filter(|end| *end > stream.taken);
         stream.blocked = !more;
         if stream.wants_credit() && stream.reset.is_none() {
             // A program that keeps up may be sent more ahead.
@@ -289,6 +318,10 @@ impl Node {
                     limit: stream.recv_limit,
                 },
             );
+            let urgent = FrameBody::Urgent {
+                offset: stream.sent + 1,
+            };
+            put(&mut stream.pending.urgent, urgent);
             let mut fin = stream.due().fin;
             let was_due = fin;
             if put(

@@ -61,6 +61,9 @@ pub struct App {
     pub expected: Option<Vec<u8>>,
     /// Takes nothing.
     pub stopped: bool,
+    /// Places of urgent bytes in what it sends, in order; those it was handed.
+    pub urgent: Vec<usize>,
+    pub urgent_received: Vec<usize>,
     /// Sends back what it gets.
     pub echo: bool,
     pub connected: bool,
@@ -358,6 +361,9 @@ impl World {
             }
             while let Some((id, bytes)) = node.poll_deliver() {
                 busy = true;
+                let bytes = bytes.to_vec();
+                let urgent = node.is_urgent(id);
+                assert!(!urgent || bytes.len() == 1, "an urgent byte comes alone");
                 let app = this.apps.get_mut(&id).expect("bytes for an unknown stream");
                 assert!(
                     app.reset.is_none() && !app.peer_finished,
@@ -367,6 +373,9 @@ impl World {
                     true => 0,
                     false => (1 + self.rng.below(bytes.len() as u64)) as usize,
                 };
+                if urgent && take == 1 {
+                    app.urgent_received.push(app.received.len());
+                }
                 app.received.extend_from_slice(&bytes[..take]);
                 if let Some(expected) = &app.expected {
                     assert!(expected.starts_with(&app.received), "wrong bytes");
@@ -385,7 +394,17 @@ impl World {
                     .apps
                     .get_mut(&id)
                     .expect("a fill for an unknown stream");
-                let left = &app.to_send[app.sent..];
+                let mut left = &app.to_send[app.sent..];
+                match app.urgent.first().map(|at| at - app.sent) {
+                    Some(0) => {
+                        app.urgent.remove(0);
+                        node.filled(time, id, 0, true);
+                        node.mark_urgent(id);
+                        continue;
+                    }
+                    Some(before) => left = &left[..left.len().min(before)],
+                    None => {}
+                }
                 let length = left.len().min(space.len());
                 space[..length].copy_from_slice(&left[..length]);
                 app.sent += length;

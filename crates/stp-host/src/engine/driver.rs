@@ -442,9 +442,20 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             let Some((id, bytes)) = self.node.poll_deliver() else {
                 return false;
             };
+            let single = match bytes {
+                [byte] => Some([*byte]),
+                _ => None,
+            };
+            let (bytes, urgent) = match &single {
+                Some(byte) => (&byte[..], self.node.is_urgent(id)),
+                None => (bytes, false),
+            };
             let offered = bytes.len();
             let taken = match self.streams.get_mut(&id) {
-                Some(stream) if !stream.deaf => match self.local.send(&mut stream.socket, bytes) {
+                Some(stream) if !stream.deaf => match match bytes {
+                    [byte] if urgent => self.local.send_urgent(&mut stream.socket, *byte),
+                    bytes => self.local.send(&mut stream.socket, bytes),
+                } {
                     Pushed::Bytes(taken) => {
                         if taken < offered {
                             self.local.await_room(id, &mut stream.socket);
@@ -501,6 +512,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                     self.node.filled(now, id, count, true);
                 }
                 Pulled::Empty => self.node.filled(now, id, 0, false),
+                Pulled::Mark => {
+                    self.node.filled(now, id, 0, true);
+                    self.node.mark_urgent(id);
+                }
                 Pulled::End => {
                     self.node.filled(now, id, 0, false);
                     self.program_finished(now, id);

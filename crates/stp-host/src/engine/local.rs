@@ -29,6 +29,8 @@ pub enum Pulled {
     Bytes(usize),
     /// None now.
     Empty,
+    /// None: the next byte is an urgent one. Told once for each.
+    Mark,
     /// The program will send no more.
     End,
     /// The program is gone and has left received bytes unread.
@@ -85,6 +87,10 @@ pub trait LocalSide {
     fn recv(&mut self, socket: &mut Self::Socket, space: &mut [u8]) -> Pulled;
     /// Sends from `bytes`.
     fn send(&mut self, socket: &mut Self::Socket, bytes: &[u8]) -> Pushed;
+    /// Sends one byte as urgent.
+    fn send_urgent(&mut self, socket: &mut Self::Socket, byte: u8) -> Pushed {
+        self.send(socket, &[byte])
+    }
     /// Tells the program that nothing more will come.
     fn finish(&mut self, socket: &mut Self::Socket);
     /// Whether the program can neither send nor receive any more, as of now.

@@ -26,6 +26,7 @@ use stp_format::SystemName;
 use super::local::{Delivery, LocalSide, Pulled, Pushed, Ready};
 use crate::control::StreamToken;
 use crate::rendezvous::{PeerName, PeerNameKind, SocketPath};
+use crate::run::sys;
 use tcp::{Delivered, Deliveries};
 pub(crate) use tcp::{Made, made, stream_socket};
 pub use tcp::{Names, Place};
@@ -56,6 +57,8 @@ pub struct HostSocket {
     finished: bool,
     /// The kernel has reported an error.
     broken: bool,
+    /// The urgent byte that comes next was told.
+    mark_told: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +87,7 @@ impl HostSocket {
             room_wanted: false,
             finished: false,
             broken: false,
+            mark_told: false,
         }
     }
 
@@ -101,6 +105,8 @@ impl From<OwnedFd> for HostSocket {
         // Without these the engine's default buffers serve: slower, not wrong.
         let _ = sockopt::set_socket_send_buffer_size(&fd, SOCKET_BUFFER_BYTES);
         let _ = sockopt::set_socket_recv_buffer_size(&fd, SOCKET_BUFFER_BYTES);
+        // Urgent bytes stay in their place among the others.
+        let _ = sockopt::set_socket_oobinline(&fd, true);
         Self::new(End::Unix(fd))
     }
 }
@@ -156,6 +162,25 @@ impl HostSockets {
         // A failure would mean that the socket is not watched at all, and `watch` has reported that.
         if epoll::modify(&*self.epoll, fd, data, Self::interest(room)).is_ok() {
             socket.room_watched = room;
+        }
+    }
+
+    fn send_with(socket: &mut HostSocket, bytes: &[u8], how: SendFlags) -> Pushed {
+        let Some(fd) = socket.fd() else {
+            return Pushed::Bytes(0);
+        };
+        loop {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | how;
+            return match rustix::net::send(fd, bytes, flags) {
+                Ok(n) => Pushed::Bytes(n),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN | Errno::NOBUFS) => Pushed::Bytes(0),
+                Err(_) => {
+                    // A Unix socket whose program is gone may still hold bytes that it sent.
+                    socket.broken = matches!(socket.end, End::Tcp(_));
+                    Pushed::Broken
+                }
+            };
         }
     }
 
@@ -244,11 +269,18 @@ impl LocalSide for HostSockets {
         if space.is_empty() {
             return Pulled::Empty;
         }
+        if !socket.mark_told && sys::is_at_mark(fd) {
+            socket.mark_told = true;
+            return Pulled::Mark;
+        }
         loop {
             return match rustix::net::recv(fd, &mut *space, RecvFlags::DONTWAIT) {
                 Ok((0, _)) if socket.broken => Pulled::Broken,
                 Ok((0, _)) => Pulled::End,
-                Ok((n, _)) => Pulled::Bytes(n),
+                Ok((n, _)) => {
+                    socket.mark_told = false;
+                    Pulled::Bytes(n)
+                }
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => Pulled::Empty,
                 Err(_) => {
@@ -260,22 +292,11 @@ impl LocalSide for HostSockets {
     }
 
     fn send(&mut self, socket: &mut HostSocket, bytes: &[u8]) -> Pushed {
-        let Some(fd) = socket.fd() else {
-            return Pushed::Bytes(0);
-        };
-        loop {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            return match rustix::net::send(fd, bytes, flags) {
-                Ok(n) => Pushed::Bytes(n),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN | Errno::NOBUFS) => Pushed::Bytes(0),
-                Err(_) => {
-                    // A Unix socket whose program is gone may still hold bytes that it sent.
-                    socket.broken = matches!(socket.end, End::Tcp(_));
-                    Pushed::Broken
-                }
-            };
-        }
+        Self::send_with(socket, bytes, SendFlags::empty())
+    }
+
+    fn send_urgent(&mut self, socket: &mut HostSocket, byte: u8) -> Pushed {
+        Self::send_with(socket, &[byte], SendFlags::OOB)
     }
 
     fn finish(&mut self, socket: &mut HostSocket) {

@@ -25,7 +25,7 @@ mod listeners;
 pub mod namespace;
 mod places;
 mod server;
-mod sys;
+pub(crate) mod sys;
 mod way;
 pub mod wire;
 

@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+/// Of `asm-generic/sockios.h`, which all machines that matter here share.
+const SIOCATMARK: u32 = 0x8905;
+
 /// Lets nothing in that is sent to this socket: every packet is dropped before the kernel looks at it.
 pub(super) fn drop_everything(socket: impl AsFd) -> io::Result<()> {
     // One instruction: return with 0 bytes kept.
@@ -84,4 +87,18 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
         *to = from as libc::c_char;
     }
     Ok(request)
+}
+
+/// Whether the next byte of a stream socket is an urgent one.
+pub(crate) fn is_at_mark(socket: impl AsFd) -> bool {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: the kernel writes one integer, which is there.
+    let done = unsafe {
+        libc::ioctl(
+            socket.as_fd().as_raw_fd(),
+            SIOCATMARK as _,
+            &raw mut answer,
+        )
+    };
+    done == 0 && answer != 0
 }

@@ -232,6 +232,8 @@ pub(crate) fn stream_socket(family: AddressFamily) -> Result<OwnedFd, Errno> {
     let fd = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_linger(&fd, Some(Duration::ZERO))?;
     sockopt::set_tcp_nodelay(&fd, true)?;
+    // Urgent bytes stay in their place among the others.
+    sockopt::set_socket_oobinline(&fd, true)?;
     Ok(fd)
 }
 
