@@ -4,6 +4,7 @@
 //! - Each story is told once, as a function of the volume's kind, and run on a file and on loop devices.
 
 mod files;
+mod gifts;
 mod golden;
 mod input;
 mod life;
