@@ -21,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   stp engine -V /dev/sdb                     until SIGTERM or SIGINT
   stp engine -V /dev/sdb --idle-exit 600     also ends after ten minutes without a program
+  stp engine -V /dev/sdb --group-access stp  serves every user of the group stp; they set STP_RUN_DIR
 
 Programs of this host find it by the run directory. Without it each program runs an engine of its own.";
 
@@ -43,6 +44,11 @@ pub struct Args {
     /// Reads a second that looking for news may cost while nothing happens; 0: no bound
     #[arg(long, value_name = "N")]
     pub poll_iops: Option<u32>,
+
+    /// Share the run directory, and this engine, with the users of a group (its name or number); lasts until
+    /// `chmod 700` takes it back
+    #[arg(long, value_name = "GROUP")]
+    pub group_access: Option<String>,
 }
 
 /// Runs until a signal.
@@ -54,7 +60,10 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let private = stp_host::run::namespace::ensure().map_err(CliError::new);
     let system = global.system_name()?;
     let volume = stp_host::volume::open(&global.volume_spec()?).map_err(CliError::new)?;
-    let run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
+    let mut run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
+    if let Some(group) = &args.group_access {
+        run_dir.share(group_id(group)?).map_err(CliError::new)?;
+    }
     let superblock = *volume.superblock();
     let dir = run_dir
         .system(superblock.volume, &system)
@@ -125,6 +134,25 @@ fn raise_descriptor_limit() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::debug!(%error, "the limit of open files stays");
     }
+}
+
+/// The number of a group: itself, or as `/etc/group` has it.
+fn group_id(group: &str) -> Result<u32, CliError> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    let list = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let number = list.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let found = fields.next() == Some(group);
+        fields.nth(1).filter(|_| found)?.parse().ok()
+    });
+    number.ok_or_else(|| {
+        CliError::new(format_args!(
+            "--group-access {group}: /etc/group has no such group"
+        ))
+        .remedy("make it with `groupadd`, or give its number")
+    })
 }
 
 /// Why it ends.

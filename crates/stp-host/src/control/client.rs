@@ -49,6 +49,7 @@ pub struct Client {
 
 struct Inner {
     system: SystemName,
+    admission: Admission,
     path: PathBuf,
     pid: u32,
     next: AtomicU64,
@@ -73,7 +74,11 @@ impl fmt::Debug for Client {
 }
 
 /// Connects to the engine at `path` and makes sure that it is ours; `None` if none runs.
-fn greet(path: &Path, system: &SystemName) -> io::Result<Option<(OwnedFd, Receiver)>> {
+fn greet(
+    path: &Path,
+    system: &SystemName,
+    admission: Admission,
+) -> io::Result<Option<(OwnedFd, Receiver)>> {
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(WELCOME_WAIT))?;
@@ -82,7 +87,7 @@ fn greet(path: &Path, system: &SystemName) -> io::Result<Option<(OwnedFd, Receiv
         Err(Errno::NOENT | Errno::CONNREFUSED) => return Ok(None),
         connected => connected?,
     }
-    Admission::own_user().check(&socket)?;
+    admission.check(&socket)?;
     let hello = Request::Hello {
         version: VERSION,
         pid: std::process::id(),
@@ -128,12 +133,14 @@ impl Client {
     /// Connects to the shared engine of `dir`; `None` if none runs.
     pub fn connect(dir: &SystemDir) -> io::Result<Option<Self>> {
         let path = dir.engine_socket();
-        let Some((socket, receiver)) = greet(&path, dir.system())? else {
+        let admission = Admission::of_engine(dir.sharing());
+        let Some((socket, receiver)) = greet(&path, dir.system(), admission)? else {
             return Ok(None);
         };
         let socket = Arc::new(socket);
         let inner = Arc::new(Inner {
             system: *dir.system(),
+            admission,
             path,
             pid: std::process::id(),
             next: AtomicU64::new(1),
@@ -196,7 +203,7 @@ fn read_answers(client: &Weak<Inner>, mut socket: Arc<OwnedFd>, mut receiver: Re
             let Some(inner) = client.upgrade() else {
                 return;
             };
-            match greet(&inner.path, &inner.system) {
+            match greet(&inner.path, &inner.system, inner.admission) {
                 Ok(Some((socket, receiver))) => {
                     let socket = Arc::new(socket);
                     inner.resume(&socket);

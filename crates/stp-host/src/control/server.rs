@@ -31,7 +31,7 @@ use super::calls::{Calls, ConnectFailure, GiftId, Offer, Opening};
 use super::client::end_name;
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, send_answer};
-use crate::rendezvous::{FileLock, SocketPath, SystemDir};
+use crate::rendezvous::{FileLock, SocketPath, SystemDir, shared_as_its_folder};
 
 /// Programs at once.
 const CLIENTS_MAX: usize = 4096;
@@ -62,6 +62,7 @@ pub struct Server {
 struct Shared {
     calls: Arc<dyn Calls>,
     system: SystemName,
+    admission: Admission,
     socket: OwnedFd,
     stopping: AtomicBool,
     clients: Mutex<Clients>,
@@ -131,10 +132,12 @@ impl Server {
             let e = io::Error::from(e);
             io::Error::new(e.kind(), format!("{}: {e}", path.display()))
         })?;
+        shared_as_its_folder(&path)?;
         listen(&socket, BACKLOG)?;
         let shared = Arc::new(Shared {
             calls,
             system: *dir.system(),
+            admission: Admission::of_programs(dir.sharing()),
             socket,
             stopping: AtomicBool::new(false),
             clients: Mutex::default(),
@@ -193,7 +196,7 @@ fn accept_clients(shared: &Arc<Shared>) {
 }
 
 fn admit(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
-    Admission::own_user().check(&socket)?;
+    shared.admission.check(&socket)?;
     set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_WAIT))?;
     let socket = Arc::new(socket);
     let number = {

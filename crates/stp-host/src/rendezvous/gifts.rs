@@ -25,7 +25,7 @@ use stp_format::ProcessName;
 
 use super::path::SocketPath;
 use super::ports::is_held;
-use super::run_dir::SystemDir;
+use super::run_dir::{SystemDir, shared_as_its_folder};
 
 /// How long one side may keep the other waiting within an exchange.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -98,6 +98,7 @@ impl GiftSocket {
             )
         })?;
         let gift = Self { socket, path };
+        shared_as_its_folder(&gift.path)?;
         listen(&gift.socket, BACKLOG)?;
         Ok(gift)
     }

@@ -1,6 +1,7 @@
 //! The run directory: where the programs and engines of one host meet.
 //!
-//! - It belongs to one user and is closed to everybody else (0700); anything else is refused.
+//! - It belongs to one user and is closed to everybody else (0700), or shared with one group (2770, by its owner's
+//!   will); anything else is refused.
 //! - `<run-dir>/host-id` identifies the host, made once.
 //! - `<run-dir>/<volume>/<system>/` holds `engine.sock`, `engine.lock`, `ports/`, `seats/` and `gifts/`.
 //! - What a crashed process leaves behind is told from what is alive by the kernel alone: a lock that
@@ -17,4 +18,5 @@ pub use gifts::{GiftSocket, Offered, Passed, take_gift};
 pub use names::{PeerName, PeerNameKind};
 pub use path::SocketPath;
 pub use ports::{EPHEMERAL_PORTS, PortFile, PortSocket, Reservation};
-pub use run_dir::{FileLock, RunDir, RunDirError, SystemDir};
+pub(crate) use run_dir::shared_as_its_folder;
+pub use run_dir::{FileLock, RunDir, RunDirError, Sharing, SystemDir};

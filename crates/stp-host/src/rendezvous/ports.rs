@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use super::path::SocketPath;
-use super::run_dir::SystemDir;
+use super::run_dir::{SystemDir, shared_as_its_folder};
 
 /// The ports that are given out when none is named.
 pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 32768..=60999;
@@ -146,6 +146,7 @@ impl Reservation {
         bind(socket, SocketPath::new(&aside)?.address()).map_err(|e| named(&aside, e.into()))?;
         let moved = listen(socket, backlog)
             .map_err(io::Error::from)
+            .and_then(|()| shared_as_its_folder(&aside))
             .and_then(|()| fs::rename(&aside, &path));
         if let Err(error) = moved {
             let _ = fs::remove_file(&aside);
@@ -192,6 +193,7 @@ fn bind_locked(dir: &SystemDir, port: u16) -> io::Result<Option<(OwnedFd, PortFi
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     bind(&socket, SocketPath::new(&path)?.address()).map_err(|e| named(&path, e.into()))?;
+    shared_as_its_folder(&path).map_err(|e| named(&path, e))?;
     Ok(Some((socket, PortFile::found(dir, port)?)))
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -35,6 +35,13 @@ pub enum RunDirError {
         /// Its permission bits.
         mode: u32,
     },
+    /// It is shared with a group that this user is not in.
+    NotInGroup {
+        /// The directory.
+        path: PathBuf,
+        /// The group.
+        group: u32,
+    },
     /// It is no directory.
     NotADirectory(PathBuf),
     /// It cannot be made or read.
@@ -61,6 +68,11 @@ impl fmt::Display for RunDirError {
             Self::WrongMode { path, mode } => write!(
                 f,
                 "run directory {} is open to others (mode {mode:04o}): chmod 700 it, or name another with --run-dir or STP_RUN_DIR",
+                path.display()
+            ),
+            Self::NotInGroup { path, group } => write!(
+                f,
+                "run directory {} is shared with group {group}, which this user is not in: join it, or name another with --run-dir or STP_RUN_DIR",
                 path.display()
             ),
             Self::NotADirectory(path) => write!(
@@ -94,9 +106,9 @@ impl std::error::Error for RunDirError {
 impl From<RunDirError> for io::Error {
     fn from(error: RunDirError) -> Self {
         let kind = match &error {
-            RunDirError::OtherOwner { .. } | RunDirError::WrongMode { .. } => {
-                io::ErrorKind::PermissionDenied
-            }
+            RunDirError::OtherOwner { .. }
+            | RunDirError::WrongMode { .. }
+            | RunDirError::NotInGroup { .. } => io::ErrorKind::PermissionDenied,
             RunDirError::NotADirectory(_) => io::ErrorKind::NotADirectory,
             RunDirError::Io { source, .. } => source.kind(),
             RunDirError::BadHostId(_) => io::ErrorKind::InvalidData,
@@ -110,47 +122,103 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RunDirEr
     move |source| RunDirError::Io { what, path, source }
 }
 
-/// Makes `path` as a private directory, unless it is one, and checks that it is ours alone.
-fn private_dir(path: &Path, parents: bool) -> Result<(), RunDirError> {
+/// Who may use a directory, and everything in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// Whose it is.
+    pub owner: u32,
+    /// The group that shares it; `None`: its owner alone.
+    pub group: Option<u32>,
+}
+
+/// Permission bits of a directory that one user has alone, and of one that is shared with its group. What is made
+/// in a shared one belongs to the same group.
+const PRIVATE: u32 = 0o700;
+const SHARED: u32 = 0o2770;
+
+/// Makes `path` as a private directory, or one shared as its parent is, unless it is one, and checks who may use it.
+fn own_dir(path: &Path, parent: Option<Sharing>) -> Result<Sharing, RunDirError> {
     let mut builder = DirBuilder::new();
-    builder.mode(0o700);
-    match builder.create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound && parents => {
+    builder.mode(PRIVATE);
+    let made = match builder.create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && parent.is_none() => {
             builder
                 .recursive(true)
                 .create(path)
                 .map_err(failed("make", path))?;
+            true
         }
-        made => made.map_err(failed("make", path))?,
+        made => made.map(|()| true).map_err(failed("make", path))?,
+    };
+    let group = parent.and_then(|parent| parent.group);
+    if let (true, Some(group)) = (made, group) {
+        share(path, group).map_err(failed("share", path))?;
     }
     let found = fs::symlink_metadata(path).map_err(failed("read", path))?;
     // A symbolic link is followed once, for the owner's own arrangement; what it leads to is judged.
-    let found = if found.is_symlink() && found.uid() == rustix::process::geteuid().as_raw() {
+    let uid = rustix::process::geteuid().as_raw();
+    let found = if found.is_symlink() && found.uid() == uid {
         fs::metadata(path).map_err(failed("read", path))?
     } else {
         found
     };
-    let uid = rustix::process::geteuid().as_raw();
-    if found.uid() != uid {
-        let (path, owner) = (path.to_owned(), found.uid());
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    let shared = found.is_dir() && mode == SHARED;
+    // A directory within another is shared with the same group or with nobody.
+    let may_share = parent.is_none_or(|parent| parent.group == Some(found.gid()));
+    if shared && may_share {
+        let group = found.gid();
+        if owner != uid && !in_group(group) {
+            let path = path.to_owned();
+            return Err(RunDirError::NotInGroup { path, group });
+        }
+        let group = Some(group);
+        return Ok(Sharing { owner, group });
+    }
+    if owner != uid {
+        let path = path.to_owned();
         return Err(RunDirError::OtherOwner { path, owner, uid });
     }
     if !found.is_dir() {
         return Err(RunDirError::NotADirectory(path.to_owned()));
     }
-    let mode = found.mode() & 0o7777;
     if mode & 0o077 != 0 {
         let path = path.to_owned();
         return Err(RunDirError::WrongMode { path, mode });
     }
-    Ok(())
+    let group = None;
+    Ok(Sharing { owner, group })
+}
+
+/// Whether this process is a member of a group, or root.
+fn in_group(group: u32) -> bool {
+    rustix::process::geteuid().is_root()
+        || rustix::process::getegid().as_raw() == group
+        || rustix::process::getgroups()
+            .is_ok_and(|groups| groups.iter().any(|found| found.as_raw() == group))
+}
+
+/// Gives a directory of ours to a group as well.
+fn share(path: &Path, group: u32) -> io::Result<()> {
+    std::os::unix::fs::chown(path, None, Some(group))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(SHARED))
+}
+
+/// A file or socket that was just made: in a shared directory, the group may use it too.
+pub(crate) fn shared_as_its_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().map(fs::metadata).transpose()?;
+    if folder.is_none_or(|folder| folder.mode() & 0o7777 != SHARED) {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))
 }
 
 /// A checked run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
     path: PathBuf,
+    sharing: Sharing,
 }
 
 impl RunDir {
@@ -181,16 +249,52 @@ impl RunDir {
         PathBuf::from(format!("/tmp/stp-{uid}"))
     }
 
-    /// Opens the directory at `path`; makes it if it is missing.
+    /// Opens the directory at `path`; makes it if it is missing. It is this user's, or one that its owner shares with
+    /// a group of this user's.
     pub fn open(path: &Path) -> Result<Self, RunDirError> {
-        private_dir(path, true)?;
+        let sharing = own_dir(path, None)?;
         let path = fs::canonicalize(path).map_err(failed("resolve", path))?;
-        Ok(Self { path })
+        Ok(Self { path, sharing })
     }
 
-    /// [`RunDir::locate`], then [`RunDir::open`].
+    /// [`RunDir::locate`], then [`RunDir::open`]. One that nobody named is this user's own: in `/tmp` anybody could
+    /// lay one out for others.
     pub fn open_default(given: Option<&Path>) -> Result<Self, RunDirError> {
-        Self::open(&Self::locate(given))
+        let named =
+            given.is_some() || std::env::var_os("STP_RUN_DIR").is_some_and(|v| !v.is_empty());
+        let path = Self::locate(given);
+        let opened = Self::open(&path)?;
+        let (owner, uid) = (opened.sharing.owner, rustix::process::geteuid().as_raw());
+        if !named && owner != uid {
+            return Err(RunDirError::OtherOwner { path, owner, uid });
+        }
+        Ok(opened)
+    }
+
+    /// Shares it, and everything in it, with a group that this user is in. Only its owner can.
+    pub fn share(&mut self, group: u32) -> Result<(), RunDirError> {
+        let mut folders = vec![self.path.clone()];
+        while let Some(folder) = folders.pop() {
+            share(&folder, group).map_err(failed("share", &folder))?;
+            for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
+                let path = entry.map_err(failed("read", &folder))?.path();
+                let found = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
+                if found.is_dir() {
+                    folders.push(path);
+                } else if !found.is_symlink() {
+                    std::os::unix::fs::chown(&path, None, Some(group))
+                        .and_then(|()| shared_as_its_folder(&path))
+                        .map_err(failed("share", &path))?;
+                }
+            }
+        }
+        self.sharing.group = Some(group);
+        Ok(())
+    }
+
+    /// Who may use it.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
     /// Its absolute path.
@@ -229,6 +333,7 @@ impl RunDir {
                 writeln!(file, "{}", hex(&random[..16]))?;
                 file.sync_all()
             })
+            .and_then(|()| shared_as_its_folder(&temp))
             .and_then(|()| match fs::hard_link(&temp, path) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 linked => linked,
@@ -244,11 +349,12 @@ impl RunDir {
         let path = group.join(system.as_str());
         let rooms = ["ports", "seats", "gifts"].map(|room| path.join(room));
         for directory in [&group, &path].into_iter().chain(&rooms) {
-            private_dir(directory, false)?;
+            own_dir(directory, Some(self.sharing))?;
         }
         Ok(SystemDir {
             path,
             system: *system,
+            sharing: self.sharing,
         })
     }
 }
@@ -265,6 +371,7 @@ fn parse_host_id(text: &str) -> Option<[u8; 16]> {
 pub struct SystemDir {
     path: PathBuf,
     system: SystemName,
+    sharing: Sharing,
 }
 
 impl SystemDir {
@@ -276,6 +383,11 @@ impl SystemDir {
     /// Whose it is.
     pub fn system(&self) -> &SystemName {
         &self.system
+    }
+
+    /// Who may use it.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
     /// The shared engine's control socket.
@@ -344,14 +456,24 @@ pub struct FileLock {
 
 impl FileLock {
     fn open(path: &Path) -> io::Result<File> {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        let open = |new: bool| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(new)
+                .mode(0o600)
+                .open(path)
+        };
+        let opened = match open(false) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => match open(true) {
+                Ok(file) => shared_as_its_folder(path).map(|()| file),
+                // Somebody else was first.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open(false),
+                made => made,
+            },
+            found => found,
+        };
+        opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
     }
 
     /// Takes the lock at `path`; waits for it.
@@ -380,7 +502,6 @@ impl FileLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_directory_open_to_others_is_refused_with_the_remedy() {

@@ -43,7 +43,7 @@ use super::wire::{
 use crate::address::SystemNumber;
 use crate::control::{Calls, ConnectFailure, Connected};
 use crate::engine::{EngineHandle, HostSocket, ListenError, Names, Place, Reply};
-use crate::rendezvous::{SocketPath, SystemDir};
+use crate::rendezvous::{SocketPath, SystemDir, shared_as_its_folder};
 
 /// How often listeners are looked after.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -127,6 +127,7 @@ impl Server {
         listen(&by_name, BACKLOG)?;
         let by_path = make()?;
         bind(&by_path, SocketPath::new(&path)?.address())?;
+        shared_as_its_folder(&path)?;
         listen(&by_path, BACKLOG)?;
         let kick = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;

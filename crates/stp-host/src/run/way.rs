@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use super::client::Client;
 use super::wire::Key;
-use crate::rendezvous::SystemDir;
+use crate::rendezvous::{SystemDir, shared_as_its_folder};
 
 /// Rounds of reading and making the key: each failure means that another process was faster.
 const TRIES_MAX: usize = 8;
@@ -104,6 +104,7 @@ fn make_key(dir: &SystemDir) -> io::Result<()> {
         .mode(0o600)
         .open(&temp)
         .and_then(|mut file| writeln!(file, "{}", Key(bytes).to_hex()))
+        .and_then(|()| shared_as_its_folder(&temp))
         .and_then(
             |()| match fs::hard_link(&temp, dir.path().join("run.key")) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),

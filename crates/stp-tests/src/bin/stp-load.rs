@@ -219,7 +219,17 @@ fn serve(port: &str, options: Options) -> io::Result<bool> {
 
 /// Opens all streams at once and runs them at once.
 fn call(place: &str, options: Options) -> io::Result<bool> {
-    let group = group()?;
+    let start = Instant::now();
+    let group = loop {
+        match group() {
+            Ok(group) => break group,
+            // The host's engine may be frozen or just starting.
+            Err(error) if start.elapsed() >= Duration::from_secs(options.retry) => {
+                return Err(error);
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    };
     let mut threads = Vec::new();
     for index in 0..options.streams {
         let (group, place) = (group.clone(), place.to_owned());

@@ -1,0 +1,454 @@
+//! Users of one host: what a second user may and may not do, tried by real processes of other users.
+//!
+//! - Users and groups are numbers that no account needs to have; only root can become them, elsewhere each test is a
+//!   counted skip.
+//! - `docs/SECURITY.md` has the table that these tests keep true.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use stp_tests::{HANG, skip, wait_for};
+
+/// Two users and a stranger, and the group of the first two.
+const OWNER: u32 = 61_001;
+const MEMBER: u32 = 61_002;
+const STRANGER: u32 = 61_003;
+const GROUP: u32 = 61_100;
+
+/// What must never be in a log.
+const MARKER: &str = "payload-marker-7f3a9c";
+
+struct World {
+    folder: tempfile::TempDir,
+}
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl World {
+    /// A folder that every user can enter, with the programs in it; `None`, and a counted skip, without root.
+    fn new(name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip(name, "not root: cannot become other users");
+            return None;
+        }
+        let folder = tempfile::Builder::new()
+            .prefix("stp-users-")
+            .tempdir()
+            .unwrap();
+        let world = Self { folder };
+        chmod(world.folder.path(), 0o755);
+        let own = std::env::current_exe().unwrap();
+        let stp = std::env::var_os("STP_TEST_BIN").map_or_else(
+            || {
+                own.ancestors()
+                    .map(|f| f.join("stp"))
+                    .find(|f| f.is_file())
+                    .unwrap()
+            },
+            PathBuf::from,
+        );
+        // Other users may not reach the folder that it was built in.
+        std::fs::copy(stp, world.path("stp")).unwrap();
+        chmod(&world.path("stp"), 0o755);
+        for user in [OWNER, MEMBER, STRANGER] {
+            let home = world.path(&user.to_string());
+            std::fs::create_dir(&home).unwrap();
+            std::os::unix::fs::chown(&home, Some(user), Some(user)).unwrap();
+        }
+        // Where volumes lie: everybody may enter, only root makes names.
+        Some(world)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn home(&self, user: u32) -> PathBuf {
+        self.path(&user.to_string())
+    }
+
+    /// `stp` as a user; the owner and the member are in the group.
+    fn stp(&self, user: u32, args: &[&str]) -> Command {
+        let groups = match user {
+            STRANGER => "--clear-groups".to_owned(),
+            _ => format!("--groups={GROUP}"),
+        };
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--reuid={user}"))
+            .arg(format!("--regid={user}"))
+            .args([&groups, "--"])
+            .arg(self.path("stp"))
+            .args(args)
+            .current_dir(self.home(user))
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.home(user))
+            .env("STP_VOLUME", self.volume())
+            .env("STP_SYSTEM", "alpha")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, user: u32, args: &[&str]) -> Output {
+        self.stp(user, args).output().unwrap()
+    }
+
+    fn volume(&self) -> PathBuf {
+        self.home(OWNER).join("volume")
+    }
+
+    fn formatted(&self) {
+        let args = ["format", "--group", "lab", "--size", "64MiB", "volume"];
+        good(&self.run(OWNER, &args));
+    }
+
+    /// The owner's engine at a run directory, once it serves.
+    fn engine(&self, run_dir: &Path, options: &[&str]) -> Ended {
+        self.engine_logged(run_dir, options, Stdio::null())
+    }
+
+    fn engine_logged(&self, run_dir: &Path, options: &[&str], log: Stdio) -> Ended {
+        let mut command = self.stp(OWNER, &["engine"]);
+        command.args(options).env("STP_RUN_DIR", run_dir);
+        command.env("STP_LOG", "trace").stderr(log);
+        let mut engine = Ended(command.spawn().unwrap());
+        wait_for("an engine's socket", HANG, || {
+            assert!(engine.0.try_wait().unwrap().is_none(), "the engine ended");
+            find(run_dir, "engine.sock").is_some().then_some(())
+        });
+        engine
+    }
+}
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    all(folder)
+        .into_iter()
+        .find(|path| path.file_name().is_some_and(|found| found == name))
+}
+
+/// Everything under a folder.
+fn all(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(all(&entry.path()));
+        }
+        found.push(entry.path());
+    }
+    found
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn good(output: &Output) {
+    assert!(output.status.success(), "{}", said(output));
+}
+
+/// Refused in one line with these words.
+fn refused(output: &Output, words: &[&str]) {
+    let line = said(output);
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert_eq!(line.trim_end().lines().count(), 1, "{line}");
+    for word in words {
+        assert!(line.to_lowercase().contains(word), "no {word:?} in: {line}");
+    }
+}
+
+/// A new volume is its maker's alone; who is let in by its mode may look, or take part.
+#[test]
+fn a_volume_is_its_makers_alone_until_its_mode_says_more() {
+    let Some(world) = World::new("users: volumes") else {
+        return;
+    };
+    world.formatted();
+    let volume = world.volume();
+    assert_eq!(mode(&volume), 0o600);
+    for args in [
+        &["info"][..],
+        &["check"],
+        &["ss", "--all"],
+        &["cat", "-l", "7000"],
+    ] {
+        refused(&world.run(MEMBER, args), &["volume", "permission"]);
+    }
+    refused(
+        &world.run(
+            MEMBER,
+            &["format", "--group", "mine", volume.to_str().unwrap()],
+        ),
+        &["permission"],
+    );
+    // To read is to look, not to take part.
+    chown_group(&volume);
+    chmod(&volume, 0o640);
+    good(&world.run(MEMBER, &["info"]));
+    good(&world.run(MEMBER, &["check"]));
+    let own = world.home(MEMBER).join("run");
+    let own = own.to_str().unwrap();
+    let member = ["--run-dir", own, "--system", "member", "cat", "-l", "7000"];
+    refused(&world.run(MEMBER, &member), &["volume", "permission"]);
+    refused(&world.run(STRANGER, &["info"]), &["volume", "permission"]);
+}
+
+fn chown_group(path: &Path) {
+    std::os::unix::fs::chown(path, None, Some(GROUP)).unwrap();
+}
+
+/// A run directory is its user's alone, with everything in it; another user is told, and gets nothing.
+#[test]
+fn a_run_directory_is_its_users_alone() {
+    let Some(world) = World::new("users: run directories") else {
+        return;
+    };
+    world.formatted();
+    let run_dir = world.home(OWNER).join("run");
+    let _engine = world.engine(&run_dir, &[]);
+    assert_eq!(mode(&run_dir), 0o700);
+    for path in all(&run_dir) {
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!(found.uid(), OWNER, "{}", path.display());
+        if found.is_dir() {
+            assert_eq!(mode(&path), 0o700, "{}", path.display());
+        } else if found.is_file() {
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
+    }
+    chown_group(&world.volume());
+    chmod(&world.volume(), 0o660);
+    let at = run_dir.to_str().unwrap();
+    for user in [MEMBER, STRANGER] {
+        let output = world.run(user, &["--run-dir", at, "cat", "alpha:7000"]);
+        let words: &[&str] = if user == MEMBER {
+            &["run directory of another user", "--run-dir"]
+        } else {
+            &["permission"]
+        };
+        refused(&output, words);
+    }
+    // Not even root's word opens it: the mode is wrong for whoever owns it.
+    chmod(&run_dir, 0o755);
+    let output = world.run(OWNER, &["--run-dir", at, "cat", "alpha:7000"]);
+    refused(&output, &["open to others", "chmod 700"]);
+}
+
+/// With --group-access, the group's users connect and listen by the owner's engine, with no right to write the volume;
+/// a stranger gets nothing.
+#[test]
+fn an_engine_serves_the_group_that_it_is_told_to() {
+    let Some(world) = World::new("users: a group") else {
+        return;
+    };
+    world.formatted();
+    chown_group(&world.volume());
+    chmod(&world.volume(), 0o640);
+    let run_dir = world.path("shared");
+    std::fs::create_dir(&run_dir).unwrap();
+    std::os::unix::fs::chown(&run_dir, Some(OWNER), Some(OWNER)).unwrap();
+    chmod(&run_dir, 0o700);
+    let _engine = world.engine(&run_dir, &["--group-access", &GROUP.to_string()]);
+    for path in all(&run_dir) {
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        let wanted = if found.is_dir() { 0o2770 } else { 0o660 };
+        assert_eq!(
+            (mode(&path), found.gid()),
+            (wanted, GROUP),
+            "{}",
+            path.display()
+        );
+    }
+    // Another system, the owner's too, at a run directory of its own.
+    let far = world.home(OWNER).join("far");
+    let mut far_engine = world.stp(OWNER, &["--system", "beta", "engine"]);
+    let far_engine = Ended(
+        far_engine
+            .env("STP_RUN_DIR", &far)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    wait_for("the far engine", HANG, || find(&far, "engine.sock"));
+
+    // The member listens and the far system calls; then the other way round.
+    let at = run_dir.to_str().unwrap();
+    let text = world.home(MEMBER).join("text");
+    std::fs::write(&text, "across users\n").unwrap();
+    chmod(&text, 0o644);
+    let far_at = far.to_str().unwrap();
+    let sides: [(u32, &str, &str, &str, u32, &str, &str); 2] = [
+        (MEMBER, at, "alpha", "alpha:7000", OWNER, far_at, "beta"),
+        (OWNER, far_at, "beta", "beta:7000", MEMBER, at, "alpha"),
+    ];
+    for (listener, listens_at, listens_as, place, caller, calls_at, calls_as) in sides {
+        let mut listens = world.stp(
+            listener,
+            &[
+                "--run-dir",
+                listens_at,
+                "--system",
+                listens_as,
+                "cat",
+                "-l",
+                "7000",
+            ],
+        );
+        let listens = listens
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut calls = world.stp(
+            caller,
+            &[
+                "--run-dir",
+                calls_at,
+                "--system",
+                calls_as,
+                "cat",
+                "--retry",
+                "60",
+                place,
+            ],
+        );
+        let input = std::fs::File::open(&text).unwrap();
+        good(&calls.stdin(input).output().unwrap());
+        let heard = listens.wait_with_output().unwrap();
+        good(&heard);
+        assert_eq!(heard.stdout, b"across users\n");
+    }
+    // One seat a system: the member used the owner's engine.
+    let info = world.run(OWNER, &["--json", "info"]);
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).unwrap();
+    assert_eq!(info["taken"].as_array().unwrap().len(), 2, "{info}");
+    drop(far_engine);
+
+    chmod(&world.volume(), 0o644);
+    let output = world.run(STRANGER, &["--run-dir", at, "cat", "alpha:7000"]);
+    refused(&output, &["run directory", "group 61100", "not in"]);
+    // Nor by the engine's socket itself: the kernel asks for the mode first.
+    let socket = find(&run_dir, "engine.sock").unwrap();
+    let mut touch = Command::new("setpriv");
+    touch
+        .arg(format!("--reuid={STRANGER}"))
+        .arg(format!("--regid={STRANGER}"));
+    let seen = touch
+        .args(["--clear-groups", "--", "test", "-S"])
+        .arg(&socket)
+        .status()
+        .unwrap();
+    assert!(!seen.success(), "a stranger sees {}", socket.display());
+}
+
+/// In /tmp anybody can lay out a directory for others: one that nobody named must be the user's own.
+#[test]
+fn a_default_run_directory_of_another_user_is_refused() {
+    let Some(world) = World::new("users: the default run directory") else {
+        return;
+    };
+    world.formatted();
+    let default = PathBuf::from(format!("/tmp/stp-{OWNER}"));
+    std::fs::create_dir(&default).unwrap();
+    std::os::unix::fs::chown(&default, Some(MEMBER), Some(GROUP)).unwrap();
+    chmod(&default, 0o2770);
+    let output = world.run(OWNER, &["cat", "alpha:7000"]);
+    std::fs::remove_dir_all(&default).unwrap();
+    refused(&output, &["run directory of another user"]);
+}
+
+/// No byte that programs send, and no key, is in a log, however much is logged.
+#[test]
+fn logs_hold_neither_payload_nor_keys() {
+    let Some(world) = World::new("users: logs") else {
+        return;
+    };
+    world.formatted();
+    let run_dir = world.home(OWNER).join("run");
+    let log = world.path("engine.log");
+    let file = std::fs::File::create(&log).unwrap();
+    let engine = world.engine_logged(&run_dir, &[], file.into());
+    let far = world.home(OWNER).join("far");
+    let text = world.path("text");
+    std::fs::write(&text, format!("{MARKER}\n").repeat(3000)).unwrap();
+    let mut listens = world.stp(OWNER, &["-vvv", "cat", "-l", "7000"]);
+    listens
+        .env("STP_RUN_DIR", &run_dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let listens = listens.spawn().unwrap();
+    let mut calls = world.stp(
+        OWNER,
+        &[
+            "-vvv",
+            "--system",
+            "beta",
+            "cat",
+            "--retry",
+            "60",
+            "alpha:7000",
+        ],
+    );
+    calls.env("STP_RUN_DIR", &far).env("STP_LOG", "trace");
+    let called = calls
+        .stdin(std::fs::File::open(&text).unwrap())
+        .output()
+        .unwrap();
+    good(&called);
+    let heard = listens.wait_with_output().unwrap();
+    assert!(heard.stdout == std::fs::read(&text).unwrap());
+    drop(engine);
+    let mut logs = vec![
+        said(&called),
+        said(&heard),
+        std::fs::read_to_string(&log).unwrap(),
+    ];
+    assert!(
+        logs.iter().map(String::len).sum::<usize>() > 500,
+        "nothing was logged: {logs:?}"
+    );
+    let mut secrets = vec![MARKER.to_owned()];
+    secrets.push(MARKER.bytes().map(|b| format!("{b:02x}")).collect());
+    secrets.push(
+        format!("{:?}", &MARKER.as_bytes()[..8])
+            .trim_matches(['[', ']'])
+            .to_owned(),
+    );
+    for key in [&run_dir, &far]
+        .into_iter()
+        .filter_map(|dir| find(dir, "run.key"))
+    {
+        secrets.push(std::fs::read_to_string(key).unwrap().trim().to_owned());
+    }
+    assert!(secrets.iter().all(|secret| secret.len() > 8));
+    assert_eq!(found(&logs, &secrets), None);
+    // The search finds what it is for.
+    for secret in &secrets {
+        logs.push(format!("a line with {secret} in it"));
+        assert!(found(&logs, std::slice::from_ref(secret)).is_some());
+    }
+}
+
+fn found(logs: &[String], secrets: &[String]) -> Option<String> {
+    let lines = logs.iter().flat_map(|log| log.lines());
+    lines
+        .filter(|line| secrets.iter().any(|secret| line.contains(secret.as_str())))
+        .map(str::to_owned)
+        .next()
+}
