@@ -149,7 +149,7 @@ pub fn engine(data: &[u8]) {
     loop {
         match recv(&hostile, &mut answer[..], RecvFlags::empty()) {
             Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => break,
-            Ok(_) => {}
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => panic!("the engine neither answers nor hangs up: {error}"),
         }
     }

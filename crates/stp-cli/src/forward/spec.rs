@@ -221,7 +221,9 @@ fn tcp_target(host: &str, port: &str) -> Result<TcpTarget, SpecError> {
     let plain = unbracket(host);
     let bad = plain.is_empty()
         || plain.len() > 253
-        || plain.chars().any(|c| c.is_whitespace() || c.is_control());
+        || plain
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || matches!(c, '[' | ']'));
     if bad {
         return Err(SpecError(format!("{host:?} is no host")));
     }
@@ -324,6 +326,7 @@ mod tests {
             "=h:1",
             "22=h:1:2",
             "22=h h:1",
+            "22=[:;]h:1",
             "70000=h:1",
         ] {
             assert!(expose(bad).is_err(), "{bad}");
