@@ -361,6 +361,27 @@ fn a_port_has_one_owner_in_both_worlds() {
 }
 
 #[test]
+fn a_program_of_this_system_reaches_it_through_the_run_directory() {
+    use std::os::unix::net::UnixStream;
+    let world = World::new();
+    let beta = place(&world, "beta");
+    let (listener, port) = beta.listen("0.0.0.0:0");
+    let mut program = UnixStream::connect(beta.host.dir.port_socket(port)).unwrap();
+    let (mut server, peer) = accept(&listener);
+    assert_eq!(peer.ip(), beta.own);
+    program.write_all(b"are you there?").unwrap();
+    program.shutdown(Shutdown::Write).unwrap();
+    let mut text = String::new();
+    server.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "are you there?");
+    server.write_all(b"yes").unwrap();
+    drop(server);
+    text.clear();
+    program.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "yes");
+}
+
+#[test]
 fn a_listener_that_is_gone_leaves_the_volume() {
     let world = World::new();
     let (alpha, beta) = pair(&world);

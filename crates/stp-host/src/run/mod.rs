@@ -24,6 +24,7 @@ mod fd;
 mod listeners;
 pub mod namespace;
 mod places;
+mod relay;
 mod server;
 pub(crate) mod sys;
 mod way;

@@ -36,6 +36,7 @@ use super::attempts::{Act, Attempts};
 use super::door::Door;
 use super::listeners;
 use super::places::Places;
+use super::relay::Relays;
 use super::way::Way;
 use super::wire::{
     Answer, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
@@ -63,7 +64,9 @@ const EVENTS_MAX: usize = 64;
 const KICK: u64 = 0;
 const BY_NAME: u64 = 1;
 const BY_PATH: u64 = 2;
-const FIRST_TALK: u64 = 16;
+/// With a port: its socket in the run directory.
+const PORTS: u64 = 1 << 16;
+const FIRST_TALK: u64 = 1 << 32;
 
 /// The engine's side, running. Dropping it ends it.
 pub struct Server {
@@ -157,6 +160,7 @@ impl Server {
             waiters: HashMap::new(),
             attempts: Attempts::default(),
             places: Places::new(dir),
+            relays: Relays::default(),
             dir: dir.clone(),
             known: Vec::new(),
             guests: HashMap::new(),
@@ -229,6 +233,7 @@ struct Room {
     waiters: HashMap<u64, u64>,
     attempts: Attempts,
     places: Places,
+    relays: Relays,
     dir: SystemDir,
     known: Vec<SystemEntry>,
     /// Processes that use this engine as long as they live.
@@ -261,6 +266,7 @@ impl Room {
                     KICK => {}
                     BY_NAME => self.let_in(false),
                     BY_PATH => self.let_in(true),
+                    port @ PORTS..FIRST_TALK => self.relay((port - PORTS) as u16),
                     guest if self.guests.contains_key(&guest) => {
                         self.guests.remove(&guest);
                     }
@@ -277,7 +283,10 @@ impl Room {
             if self.sweep_at <= now {
                 self.sweep(now);
             }
-            let users = self.places.ports() + self.attempts.under_way() + self.guests.len();
+            let users = self.places.ports()
+                + self.attempts.under_way()
+                + self.guests.len()
+                + self.relays.count();
             self.shared.users.store(users, Ordering::Relaxed);
         }
     }

@@ -93,12 +93,6 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
 pub(crate) fn is_at_mark(socket: impl AsFd) -> bool {
     let mut answer: libc::c_int = 0;
     // SAFETY: the kernel writes one integer, which is there.
-    let done = unsafe {
-        libc::ioctl(
-            socket.as_fd().as_raw_fd(),
-            SIOCATMARK as _,
-            &raw mut answer,
-        )
-    };
+    let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, &raw mut answer) };
     done == 0 && answer != 0
 }

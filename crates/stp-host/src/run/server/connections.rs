@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{News, PUBLISH_MAX, Question, Room, SWEEP, perform};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::net::{SocketFlags, accept_with};
+
+use super::{News, PORTS, PUBLISH_MAX, Question, Room, SWEEP, perform};
 use crate::address::SystemNumber;
 use crate::control::{Calls, ConnectFailure, Connected};
 use crate::engine::{HostSocket, Place, Reply};
@@ -31,6 +34,12 @@ impl Room {
                 return Some(Answer::failed(errno, error));
             }
         };
+        if let Some(held) = self.places.held(port) {
+            // Programs with the library connect to it. There already: it is watched.
+            let _ = rustix::io::ioctl_fionbio(held, true);
+            let data = EventData::new_u64(PORTS + u64::from(port));
+            let _ = epoll::add(&self.epoll, held, data, EventFlags::IN);
+        }
         let shared = Arc::clone(&self.shared);
         let reply = Reply::new(move |listened| {
             if let Some(talk) = talk {
@@ -45,6 +54,18 @@ impl Room {
             self.park(talk, Answer::Done, PUBLISH_MAX);
         }
         None
+    }
+
+    /// Programs of this system that use the library have connected to `port`.
+    pub(super) fn relay(&mut self, port: u16) {
+        let own = self.names.own();
+        let target = self.places.of(port).first().map(|place| place.target(own));
+        let (Some(held), Some(target)) = (self.places.held(port), target) else {
+            return;
+        };
+        while let Ok(program) = accept_with(held, SocketFlags::CLOEXEC) {
+            self.relays.begin(program, own, target);
+        }
     }
 
     pub(super) fn withdraw(&mut self, at: SocketAddr) {
