@@ -327,3 +327,21 @@ fn many_move_at_once() {
         }
     });
 }
+
+/// A giver with an engine of its own closes its stream and leaves before anybody came: what it sent arrives.
+#[test]
+fn a_giver_that_leaves_takes_its_gift_along_and_ends_the_stream_in_order() {
+    let three = Three::new(false);
+    let (mut ours, mut theirs) = three.pair();
+    ours.write_all(b"farewell").unwrap();
+    let gift = ours.give(&heir(&three.gamma), LONG).unwrap();
+    drop(ours);
+    let Three { alpha, gamma, .. } = three;
+    drop(alpha);
+    drop(gift);
+    let mut all = Vec::new();
+    theirs.read_to_end(&mut all).unwrap();
+    assert_eq!(all, b"farewell");
+    let none = gamma.take("heir", Some(Duration::from_millis(100)));
+    assert_eq!(none.unwrap_err().kind(), ErrorKind::TimedOut);
+}

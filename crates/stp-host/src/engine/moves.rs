@@ -16,6 +16,8 @@ use crate::control::GiftId;
 
 /// Offers of other engines that are remembered; more are turned away.
 pub(super) const OFFERS_MAX: usize = 1024;
+/// What may wait to be read from another engine while no stream's state is expected.
+pub(super) const TALK_BYTES_MAX: usize = 4096;
 /// How long a move may take from a taker's word until the far node has decided.
 pub(super) const MOVE_MAX: Duration = Duration::from_secs(30);
 /// How long the far node's decision is waited for: it gives up a stream that is held sooner.

@@ -170,6 +170,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
     }
 
+    /// Every gift that is still its giver's goes back.
+    pub(super) fn withdraw_gifts(&mut self, now: Time) {
+        let ids: Vec<_> = self.gifts.standing.keys().copied().collect();
+        for id in ids {
+            self.withdraw_gift(now, id);
+        }
+    }
+
     /// A gift is settled.
     pub(super) fn end_gift(&mut self, now: Time, id: GiftId, outcome: Outcome) {
         if let Some(gift) = self.gifts.standing.remove(&id) {

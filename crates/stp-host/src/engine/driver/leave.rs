@@ -28,6 +28,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         for id in openings {
             self.give_up(now, id, None);
         }
+        // Nobody can take them any more; what their givers closed is delivered as usual.
+        self.withdraw_gifts(now);
         for id in self.stream_ids() {
             let Some(stream) = self.streams.get_mut(&id) else {
                 continue;

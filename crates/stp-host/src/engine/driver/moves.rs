@@ -20,6 +20,7 @@ use crate::engine::gifts::{CONFIRM_MAX, Confirmed, GiftError, HandedEnd, Held, S
 use crate::engine::local::LocalSide;
 use crate::engine::moves::{
     ADOPT_MAX, Adopting, Coming, MOVE_MAX, OFFERS_MAX, RETRY, Role, SWEEP, Service, Stage,
+    TALK_BYTES_MAX,
 };
 use crate::engine::verdict::Ending;
 
@@ -56,7 +57,15 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         while let Some(service) = self.journeys.services.get_mut(&id) {
             let role = service.role;
             match GiftMessage::decode(&service.inbox) {
-                Ok(None) => return,
+                Ok(None) => {
+                    // Only what was asked for may be large.
+                    let long = service.inbox.len() > TALK_BYTES_MAX;
+                    let stage = self.journeys.coming.get(&id).map(|coming| &coming.stage);
+                    if long && !matches!(stage, Some(Stage::Wanted(_))) {
+                        return self.break_service(now, id, "a message that nobody asked for");
+                    }
+                    return;
+                }
                 Ok(Some((message, length))) => {
                     service.inbox.drain(..length);
                     let proper = match role {
@@ -147,7 +156,6 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if !matches!(self.phase, Phase::Running) || self.gifts.standing.is_empty() {
             return;
         }
-        self.journeys.sweep_at = now + SWEEP;
         let peers: Vec<_> = self
             .node
             .peers()
@@ -614,7 +622,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     pub(super) fn expire_moves(&mut self, now: Time) {
         if !self.gifts.standing.is_empty() && self.journeys.sweep_at <= now {
+            self.journeys.sweep_at = now + SWEEP;
             self.offer_gifts(now);
+        }
+        if self.journeys.coming.is_empty() && self.journeys.adopting.is_empty() {
+            return;
         }
         let overdue = |coming: &Coming<L>| match coming.stage {
             Stage::Idle(_) => false,
@@ -643,6 +655,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.adoption_failed(now, id, ConnectError::SystemDead);
         }
         let mut names: Vec<_> = self.gifts.takers.iter().map(|t| t.name).collect();
+        names.sort_unstable();
         names.dedup();
         for name in names {
             self.want_offers(now, &name);
