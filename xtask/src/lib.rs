@@ -5,6 +5,7 @@
 
 pub mod fuzz;
 pub mod install;
+pub mod instructions;
 pub mod needs;
 pub mod repo;
 pub mod soak;

@@ -14,6 +14,7 @@ usage: cargo xtask CHORE [OPTIONS]
                                     others' socket tests on TCP and under `stp run`; writes docs/SUITES.md
   fuzz [--minutes N] [TARGET]...    libFuzzer on every decoder and state machine (needs cargo-fuzz)
   soak [--minutes N] [--seed N]     engines, programs and storage killed and stopped at random, every stream checked
+  instructions [--update]           count what the micro-benchmarks take (valgrind), compare with what is committed
   vm [--memory] [--keep]            two QEMU guests without a network card on one raw disk, or on shared memory
                                     (on demand)
 ";
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         "suites" => xtask::suites::run(&rest),
         "fuzz" => xtask::fuzz::run(&rest),
         "soak" => xtask::soak::run(&rest),
+        "instructions" => xtask::instructions::run(&rest),
         "vm" => xtask::vm::run(&rest),
         "" | "help" | "-h" | "--help" => {
             print!("{USAGE}");

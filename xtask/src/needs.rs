@@ -120,6 +120,11 @@ pub const NEEDS: &[Need] = &[
     need("pkg-config", "pkg-config", "the C library's users"),
     need("groff", "groff-base", "the man pages' form"),
     need("fusermount3", "fuse3", "the stand-in for a shared LUN"),
+    need(
+        "valgrind",
+        "valgrind",
+        "counting instructions (cargo xtask instructions)",
+    ),
 ];
 
 /// The needs that this machine does not meet.

@@ -20,8 +20,10 @@ use stp_format::{
 /// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
 /// cost more than looking twice.
 const GUESS_UNITS_MAX: usize = 8;
-/// While large segments come, a slot that was looked at too early is looked at again after this.
-const BULK_NAP: Duration = Duration::from_micros(100);
+/// While large segments come, a slot that was looked at too early is looked at again after a part of the lead, at
+/// least this and at most that.
+const BULK_NAP_MIN: Duration = Duration::from_micros(100);
+const BULK_NAP_MAX: Duration = Duration::from_micros(400);
 /// Longest time from one large segment to the look for the next.
 const LEAD_MAX: Duration = Duration::from_micros(1500);
 /// The nap while this node sends in bulk and only acknowledgements come back.
@@ -306,7 +308,11 @@ impl Incoming {
             // Zeros, an older segment, another session's: nothing new yet.
             Ok(_) | Err(_) => {
                 stage.misses = stage.misses.saturating_add(1);
-                stage.look_at = now + nap.max(self.lead.min(BULK_NAP));
+                let bulk_nap = match self.lead {
+                    Duration::ZERO => Duration::ZERO,
+                    lead => (lead / 4).clamp(BULK_NAP_MIN, BULK_NAP_MAX),
+                };
+                stage.look_at = now + nap.max(bulk_nap);
                 (Look::Nothing, Some(buf))
             }
         }

@@ -105,7 +105,7 @@ pub(super) struct Helm {
     away_until: AtomicU64,
     /// Until then there are no loans.
     rest_until: AtomicU64,
-    /// The program has written since it last got something: it waits for an answer.
+    /// The program has written something small since it last got anything: it waits for an answer.
     wrote: AtomicBool,
     /// The engine's thread waits at [`Helm::await_turn`].
     parked: Mutex<bool>,
@@ -276,15 +276,16 @@ impl Helm {
 
     /// The program has just sent so many bytes: if the engine's thread is away, they are taken now.
     pub(super) fn nudge(&self, shared: &Shared, bytes: usize) {
+        let small = bytes <= NUDGE_BYTES_MAX;
         // A second write before an answer: the program does not wait for one.
         let again = self.wrote.load(Ordering::Relaxed);
-        if !again {
-            self.wrote.store(true, Ordering::Relaxed);
+        if again != small {
+            self.wrote.store(small, Ordering::Relaxed);
         }
         if !self.is_away() {
             return;
         }
-        if again || bytes > NUDGE_BYTES_MAX {
+        if again || !small {
             self.call_back();
             return;
         }
@@ -355,6 +356,7 @@ impl Helm {
             if turn.bulk && core.driver.medium().wait_fd().is_some() {
                 let rest = self.in_future(BULK_REST);
                 self.rest_until.store(rest, Ordering::Relaxed);
+                self.wrote.store(false, Ordering::Relaxed);
                 return false;
             }
             let now = core.driver.now();

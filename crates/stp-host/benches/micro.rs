@@ -1,0 +1,356 @@
+//! What the profile shows to matter, piece by piece: `cargo bench -p stp-host --bench micro [-- NAME]`.
+//!
+//! - Each case is a fixed amount of work on made input, without storage, clock or threads: its instructions hardly
+//!   differ from run to run. `cargo xtask instructions` counts them (`--once NAME`) and compares with
+//!   `instructions.txt`; times are for people.
+//! - A harness of its own: nothing to install, and what is counted is what is timed.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use stp_core::{
+    Claimed, Event, IoAction, IoDone, Limits, Node, NodeConfig, StreamId, Time, Timings,
+};
+use stp_format::segment::decode_segment;
+use stp_format::{
+    Epoch, Frame, FrameBody, Geometry, Incarnation, Place, SeatId, SegmentBuilder, SegmentInfo,
+    Seq, StreamKey, UNIT_BYTES, UnitBuf, VolumeId,
+};
+use stp_medium::{Medium, Op, OpId};
+
+const VOLUME: VolumeId = VolumeId([7; 16]);
+const SMALL_BYTES: usize = 64;
+const BULK_UNITS: usize = 64;
+
+/// A case: its name, what one run of it does, and the run.
+struct Case {
+    name: &'static str,
+    what: &'static str,
+    run: fn(),
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "seal_small",
+        what: "1000 segments of one 64 B frame: filled, sealed",
+        run: || seal(1000, SMALL_BYTES),
+    },
+    Case {
+        name: "seal_bulk",
+        what: "20 segments of 256 KiB: filled, sealed",
+        run: || seal(20, BULK_UNITS * UNIT_BYTES - 512),
+    },
+    Case {
+        name: "decode_small",
+        what: "1000 segments of one 64 B frame: checked, walked",
+        run: || decode(1000, SMALL_BYTES),
+    },
+    Case {
+        name: "decode_bulk",
+        what: "20 segments of 256 KiB: checked, walked",
+        run: || decode(20, BULK_UNITS * UNIT_BYTES - 512),
+    },
+    Case {
+        name: "node_round_trips",
+        what: "200 messages of 64 B there and back between two nodes",
+        run: || Pair::new().round_trips(200),
+    },
+    Case {
+        name: "node_stream",
+        what: "16 MiB from node to node",
+        run: || Pair::new().stream(16 << 20),
+    },
+    Case {
+        name: "mapped_copy",
+        what: "50 slots of 256 KiB into mapped memory and out of it",
+        run: || mapped_copy(50),
+    },
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| arg != "--bench")
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["--list"] => CASES.iter().for_each(|case| println!("{}", case.name)),
+        ["--once", name] => match CASES.iter().find(|case| case.name == name) {
+            Some(case) => (case.run)(),
+            None => panic!("no case {name}"),
+        },
+        _ => CASES
+            .iter()
+            .filter(|case| args.is_empty() || args.contains(&case.name))
+            .for_each(time),
+    }
+}
+
+fn time(case: &Case) {
+    (case.run)();
+    let mut times: Vec<f64> = (0..15)
+        .map(|_| {
+            let start = Instant::now();
+            (case.run)();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{:<18} {:>9.3} ms, best {:>9.3} ms   {}",
+        case.name,
+        times[times.len() / 2],
+        times[0],
+        case.what
+    );
+}
+
+// --- segments
+
+fn info(seq: u64) -> SegmentInfo {
+    SegmentInfo {
+        writer: SeatId(1),
+        reader: SeatId(2),
+        writer_incarnation: Incarnation(3),
+        reader_incarnation: Incarnation(4),
+        epoch: Epoch(1),
+        seq: Seq(seq),
+        acked_epoch: Epoch(1),
+        acked_seq: Seq(0),
+        wants_ack: true,
+    }
+}
+
+fn sealed(buf: UnitBuf, payload: &[u8], seq: u64) -> (UnitBuf, usize) {
+    let mut builder = SegmentBuilder::new(buf);
+    let key = StreamKey {
+        by_writer: true,
+        number: 1,
+    };
+    let body = FrameBody::Data {
+        offset: 0,
+        bytes: payload,
+    };
+    assert!(builder.push(&Frame { key, body }));
+    builder.seal(VOLUME, &info(seq))
+}
+
+fn seal(times: u64, bytes: usize) {
+    let payload = vec![5; bytes];
+    let mut buf = UnitBuf::zeroed(BULK_UNITS);
+    for seq in 1..=times {
+        let (back, units) = sealed(buf, black_box(&payload), seq);
+        buf = back;
+        black_box(units);
+    }
+}
+
+fn decode(times: u64, bytes: usize) {
+    let (segment, _) = sealed(UnitBuf::zeroed(BULK_UNITS), &vec![5; bytes], 1);
+    for _ in 0..times {
+        let (_, frames) = decode_segment(black_box(segment.bytes()), VOLUME).expect("it is right");
+        assert_eq!(frames.filter(Result::is_ok).count(), 1);
+    }
+}
+
+// --- two nodes on one volume in memory
+
+struct Side {
+    node: Node,
+    stream: Option<StreamId>,
+    to_send: usize,
+    received: usize,
+    listening: bool,
+}
+
+struct Pair {
+    sides: [Side; 2],
+    store: Vec<u8>,
+    geometry: Geometry,
+    now: Time,
+}
+
+impl Side {
+    fn new(geometry: Geometry, seat: u16, name: &str) -> Self {
+        let config = NodeConfig {
+            volume: VOLUME,
+            geometry,
+            system: name.parse().expect("a name"),
+            host: [seat as u8; 16],
+            pid: 1,
+            nonce: 1,
+            timings: Timings::default(),
+            limits: Limits::default(),
+        };
+        let claimed = Claimed {
+            seat: SeatId(seat),
+            incarnation: Incarnation(1),
+            record_version: 1,
+            copy: 0,
+        };
+        Self {
+            node: Node::new(config, claimed, Time(0)),
+            stream: None,
+            to_send: 0,
+            received: 0,
+            listening: false,
+        }
+    }
+
+    fn step(&mut self, now: Time, geometry: &Geometry, store: &mut [u8]) {
+        if self.node.poll_timeout().is_some_and(|at| at <= now) {
+            self.node.handle_timeout(now);
+        }
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                Event::Listening(_) => self.listening = true,
+                Event::Incoming { id, .. } => {
+                    self.node.accept(now, id);
+                    self.stream = Some(id);
+                }
+                Event::Connected(id) => self.stream = Some(id),
+                _ => {}
+            }
+        }
+        while let Some((id, bytes)) = self.node.poll_deliver() {
+            let count = black_box(bytes).len();
+            self.received += count;
+            self.node.delivered(now, id, count, true);
+        }
+        while let Some((id, space)) = self.node.poll_fill(now) {
+            let count = space.len().min(self.to_send);
+            space[..count].fill(9);
+            self.to_send -= count;
+            self.node.filled(now, id, count, self.to_send > 0);
+        }
+        let mut done = Vec::new();
+        while let Some(io) = self.node.poll_io(now) {
+            let bytes = |units: usize, place: Place| {
+                let at = geometry
+                    .offset(place, units)
+                    .expect("a place on the volume");
+                at as usize..at as usize + units * UNIT_BYTES
+            };
+            let buf = match io.action {
+                IoAction::Read(mut buf) => {
+                    let range = bytes(buf.units(), io.place);
+                    buf.bytes_mut().copy_from_slice(&store[range]);
+                    Some(buf)
+                }
+                IoAction::Write { data, units, .. } => {
+                    let range = bytes(units, io.place);
+                    store[range].copy_from_slice(&data.bytes()[..units * UNIT_BYTES]);
+                    None
+                }
+            };
+            done.push(IoDone {
+                id: io.id,
+                buf,
+                result: Ok(()),
+            });
+        }
+        for done in done {
+            self.node.handle_io(now, done);
+        }
+    }
+
+    fn send(&mut self, bytes: usize) {
+        self.to_send += bytes;
+        self.node.readable(self.stream.expect("it is connected"));
+    }
+}
+
+impl Pair {
+    fn new() -> Self {
+        let geometry = Geometry::plan(16 << 20, 2).expect("measures");
+        let mut pair = Self {
+            sides: [
+                Side::new(geometry, 0, "alpha"),
+                Side::new(geometry, 1, "beta"),
+            ],
+            store: vec![0; geometry.size_bytes as usize],
+            geometry,
+            now: Time(0),
+        };
+        pair.sides[1].node.listen(7).expect("a free port");
+        pair.run(|sides| sides[1].listening);
+        let beta = "beta".parse().expect("a name");
+        let now = pair.now;
+        pair.sides[0]
+            .node
+            .connect(now, &beta, 7, None)
+            .expect("a connection");
+        pair.run(|sides| sides.iter().all(|side| side.stream.is_some()));
+        pair
+    }
+
+    fn run(&mut self, until: impl Fn(&[Side; 2]) -> bool) {
+        for _ in 0..1_000_000 {
+            if until(&self.sides) {
+                return;
+            }
+            self.now = Time(self.now.0 + 10_000);
+            for side in &mut self.sides {
+                side.step(self.now, &self.geometry, &mut self.store);
+            }
+        }
+        panic!("it does not come to an end");
+    }
+
+    fn round_trips(mut self, times: usize) {
+        for time in 1..=times {
+            for (from, to) in [(0, 1), (1, 0)] {
+                self.sides[from].send(SMALL_BYTES);
+                self.run(|sides| sides[to].received == time * SMALL_BYTES);
+            }
+        }
+    }
+
+    fn stream(mut self, bytes: usize) {
+        self.sides[0].send(bytes);
+        self.run(|sides| sides[1].received == bytes);
+    }
+}
+
+// --- mapped memory
+
+fn mapped_copy(times: u64) {
+    const BYTES: u64 = 4 << 20;
+    // Without memory files there is nothing to measure, and nothing to compare.
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        return;
+    };
+    let path = dir.path().join("volume");
+    std::fs::write(&path, vec![0; BYTES as usize]).expect("a file in memory");
+    let spec = format!("mem:{}", path.display()).parse().expect("a volume");
+    let options = stp_medium::OpenOptions::default();
+    let mut medium = stp_medium::open(&spec, &options).expect("a mapped file");
+    let geometry = Geometry::plan(BYTES, 2).expect("measures");
+    medium.set_geometry(geometry);
+    let ring = geometry.ring(0, geometry.extents);
+    let units = usize::from(ring.slot_units);
+    let place = Place::Slot {
+        seat: SeatId(0),
+        ring,
+        slot: 0,
+        skip: 0,
+    };
+    let data = Arc::new(UnitBuf::zeroed(units));
+    for id in 0..times {
+        let write = Op::Write {
+            place,
+            data: Arc::clone(&data),
+            units,
+            durable: false,
+        };
+        medium.submit(OpId(2 * id), write);
+        let buf = UnitBuf::zeroed(units);
+        medium.submit(OpId(2 * id + 1), Op::Read { place, buf });
+        medium.kick();
+        while let Some(done) = medium.poll() {
+            done.result.expect("memory");
+            black_box(done.buf);
+        }
+    }
+}
