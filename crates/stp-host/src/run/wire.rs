@@ -383,7 +383,8 @@ impl<'a> Reader<'a> {
     fn address(&mut self) -> Result<SocketAddr, Malformed> {
         let ip = match self.u8()? {
             4 => Ipv4Addr::from(self.array::<4>()?).into(),
-            6 => Ipv6Addr::from(self.array::<16>()?).into(),
+            // One address has one form, whoever spells it.
+            6 => IpAddr::from(Ipv6Addr::from(self.array::<16>()?)).to_canonical(),
             _ => return Err(Malformed::Nonsense),
         };
         Ok(SocketAddr::new(ip, self.u16()?))
