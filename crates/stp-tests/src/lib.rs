@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub use host::{Host, Net};
 pub use skip::{skip, skip_part};
 pub use spawn::{Cmd, Proc, Ran};
-pub use stage::{Stage, Transport, find_program, has_run};
+pub use stage::{Stage, Transport, find_program};
 pub use volume::{Kind, Volume};
 
 /// The limit after which something is taken to hang.

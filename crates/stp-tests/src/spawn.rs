@@ -67,7 +67,8 @@ impl Cmd {
     /// What its logs are called, if not like the program.
     #[must_use]
     pub fn called(mut self, label: &str) -> Self {
-        label.clone_into(&mut self.label);
+        let name = label.rsplit('/').next().unwrap_or(label);
+        name.clone_into(&mut self.label);
         self
     }
 

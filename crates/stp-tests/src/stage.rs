@@ -52,10 +52,6 @@ impl Stage {
                 lab.host("alpha", Net::Loopback);
                 (lab, Vec::new())
             }
-            Transport::Stp if !has_run() => {
-                skip(&title, "this stp has no `run`");
-                return None;
-            }
             Transport::Stp => {
                 let lab = Lab::with(&title, Kind::File, &["alpha", "beta"], Net::None)?;
                 let engines = lab.hosts::<2>().map(Host::engine);
@@ -235,15 +231,6 @@ impl Stage {
             alpha.stp(["check"]).arg(self.lab.volume().path(0)).ok();
         }
     }
-}
-
-/// Whether the command under test runs programs.
-#[must_use]
-pub fn has_run() -> bool {
-    let mut lab = Lab::new("stp run");
-    lab.host("alpha", Net::None);
-    let [alpha] = lab.hosts();
-    alpha.stp(["run", "--help"]).run().status.success()
 }
 
 /// Where a program is: on the path, or in the folders where Debian keeps servers.

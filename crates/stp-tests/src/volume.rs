@@ -125,6 +125,19 @@ impl Volume {
         }
     }
 
+    /// Takes a [`Kind::Lun`] away from all systems, as a pulled cable does.
+    ///
+    /// # Panics
+    /// On a kind without servers.
+    pub fn unplug(&self) {
+        assert!(!self.servers.is_empty(), "a volume with servers");
+        for server in &self.servers {
+            let server = rustix::process::Pid::from_child(server);
+            rustix::process::kill_process(server, rustix::process::Signal::KILL)
+                .expect("a running server");
+        }
+    }
+
     fn attach_loop(&mut self) -> Result<(), String> {
         let backing = self.backing.clone();
         self.attach_loop_on(&backing)

@@ -153,7 +153,7 @@ fn git_clones_and_pushes_over_its_daemon(transport: Transport) {
     at_server(&["init", "-q", "-b", "main"]);
     for round in 0..5 {
         make_tree(&host.path("served/project/tree"), round * 1000);
-        make_file(&host.path("served/project/big"), round, 4 << 20);
+        make_file(&host.path("served/project/big"), round, 1 << 20);
         at_server(&["add", "-A"]);
         at_server(&["commit", "-q", "-m", &format!("round {round}")]);
     }
