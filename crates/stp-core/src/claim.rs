@@ -103,11 +103,26 @@ impl fmt::Display for ClaimError {
 
 impl core::error::Error for ClaimError {}
 
+/// What tells one valid copy from another: incarnation, record version, nonce.
+type CopyKey = (Incarnation, u64, u64);
+
+/// What was last seen of a seat, and since when it has been so, on this host's clock.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    incarnation: Incarnation,
+    heartbeat: u64,
+    copies: [Option<CopyKey>; 2],
+    since: Time,
+}
+
 /// What a seat's two copies say.
 #[derive(Clone, Debug)]
 struct SeatView {
     /// The newest valid record, whatever its state, and its copy.
     newest: Option<(SeatRecord, u8)>,
+    /// The newest of all is a claim.
+    claimed: bool,
+    copies: [Option<CopyKey>; 2],
     /// The highest incarnation in any valid copy, or that a peer knows of.
     incarnation: Incarnation,
     /// Neither copy was ever written.
@@ -139,14 +154,25 @@ struct Candidate {
     fitness: Fitness,
 }
 
+/// What keeps others out of a seat that is being taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guard {
+    /// The storage's lock.
+    Lock,
+    /// It was this host's before, and the host's lock is held: others look for seats elsewhere first.
+    Kept,
+    /// Time alone.
+    Time,
+}
+
 #[derive(Debug)]
 enum Step {
     Read { at: Time },
     Reading,
     AskHost(Candidate),
     AskMedium(Candidate),
-    Write { candidate: Candidate, timed: bool },
-    Writing { claimed: Claimed, timed: bool },
+    Write { candidate: Candidate, guard: Guard },
+    Writing { claimed: Claimed, guard: Guard },
     Stand { claimed: Claimed, until: Time },
     Rereading { claimed: Claimed },
     Done(Result<Claimed, ClaimError>),
@@ -163,8 +189,8 @@ pub struct Claim {
     read_at: Time,
     views: Vec<SeatView>,
     candidates: Vec<Candidate>,
-    /// Per seat: the heartbeat last seen and since when, on this host's clock.
-    watched: Vec<Option<(Incarnation, u64, Time)>>,
+    /// Per seat.
+    watched: Vec<Option<Watched>>,
     now: Time,
     rounds: u32,
     faults: u32,
@@ -236,19 +262,20 @@ impl Claim {
                 self.next_candidate();
             }
             (&Step::AskMedium(candidate), ClaimAnswer::Held) => {
-                self.step = Step::Write {
-                    candidate,
-                    timed: false,
-                };
+                let guard = Guard::Lock;
+                self.step = Step::Write { candidate, guard };
             }
             (&Step::AskMedium(candidate), ClaimAnswer::Unsupported)
                 if candidate.fitness != Fitness::Unclear =>
             {
-                let kept = candidate.fitness <= Fitness::KeptLeft;
-                self.step = Step::Write {
-                    candidate,
-                    timed: !kept,
+                // A claim of this host that came to nothing does not make the seat its own: another may have
+                // read the seat before that was written.
+                let claimed = self.views[usize::from(candidate.seat.0)].claimed;
+                let guard = match candidate.fitness <= Fitness::KeptLeft && !claimed {
+                    true => Guard::Kept,
+                    false => Guard::Time,
                 };
+                self.step = Step::Write { candidate, guard };
             }
             (Step::AskHost(_) | Step::AskMedium(_), _) => self.next_candidate(),
             _ => debug_assert!(false, "an answer that nobody asked for"),
@@ -266,7 +293,7 @@ impl Claim {
                 let units = geometry.directory_units(geometry.seats);
                 Some(self.io(place, IoAction::Read(UnitBuf::zeroed(units))))
             }
-            Step::Write { candidate, timed } => Some(self.write_claim(candidate.seat, timed)),
+            Step::Write { candidate, guard } => Some(self.write_claim(candidate.seat, guard)),
             Step::Stand { claimed, until } if self.now >= until => {
                 self.step = Step::Rereading { claimed };
                 let place = Place::Directory {
@@ -301,12 +328,12 @@ impl Claim {
                 self.heed_peers();
                 self.decide();
             }
-            &Step::Writing { claimed, timed } => {
+            &Step::Writing { claimed, guard } => {
                 let slow = self.now.since(self.read_at) > self.config.timings.claim_write;
-                self.step = match (timed, slow) {
-                    (false, _) => Step::Done(Ok(claimed)),
-                    (true, true) => self.again(),
-                    (true, false) => Step::Stand {
+                self.step = match (guard, slow) {
+                    (Guard::Lock, _) | (Guard::Kept, false) => Step::Done(Ok(claimed)),
+                    (Guard::Kept | Guard::Time, true) => self.again(),
+                    (Guard::Time, false) => Step::Stand {
                         claimed,
                         until: self.now + self.config.timings.claim_wait,
                     },
@@ -315,11 +342,16 @@ impl Claim {
             &Step::Rereading { claimed } => {
                 let bytes = done.buf.unwrap_or_else(|| UnitBuf::zeroed(0));
                 let view = self.view(bytes.bytes(), claimed.seat.0, claimed.seat);
-                let stands = view.newest.is_some_and(|(record, _)| {
-                    record.nonce == self.config.nonce
-                        && record.incarnation == claimed.incarnation
-                        && record.record_version == claimed.record_version
-                });
+                let stands = self.is_newest(bytes.bytes(), claimed);
+                // Whoever took the seat at once meanwhile, or holds it still, wrote the other copy.
+                let read = self.views[usize::from(claimed.seat.0)].copies;
+                let own = (
+                    claimed.incarnation,
+                    claimed.record_version,
+                    self.config.nonce,
+                );
+                let known = |key: &CopyKey| *key == own || read.contains(&Some(*key));
+                let stands = stands && view.copies.iter().flatten().all(known);
                 self.step = if stands {
                     Step::Done(Ok(claimed))
                 } else {
@@ -358,9 +390,12 @@ impl Claim {
         let start = usize::from(seat.0 - first) * 2 * record_bytes;
         let mut view = SeatView {
             newest: None,
+            claimed: false,
+            copies: [None; 2],
             incarnation: Incarnation(0),
             blank: true,
         };
+        let mut claim: Option<(SeatRecord, u8)> = None;
         for copy in 0..2u8 {
             let at = start + usize::from(copy) * record_bytes;
             let bytes = bytes.get(at..at + record_bytes).unwrap_or_default();
@@ -368,19 +403,53 @@ impl Claim {
                 Ok(record) => {
                     view.blank = false;
                     view.incarnation = view.incarnation.max(record.incarnation);
-                    let newer = view
-                        .newest
+                    let (incarnation, version) = record.age_key();
+                    view.copies[usize::from(copy)] = Some((incarnation, version, record.nonce));
+                    let kind = match record.state {
+                        SeatState::Claiming => &mut claim,
+                        SeatState::Up | SeatState::Left => &mut view.newest,
+                    };
+                    let newer = kind
                         .as_ref()
                         .is_none_or(|(other, _)| record.age_key() > other.age_key());
                     if newer {
-                        view.newest = Some((record, copy));
+                        *kind = Some((record, copy));
                     }
                 }
                 Err(Damage::Blank) => {}
                 Err(_) => view.blank = false,
             }
         }
+        if let Some((record, copy)) = claim {
+            let settled = view.newest.as_ref().map(|(settled, _)| settled);
+            let newest = settled.is_none_or(|settled| record.age_key() > settled.age_key());
+            // A claim may have come late: who sat here sits here yet. Only of a seat that nobody holds does
+            // another's claim tell more.
+            let held = settled.is_some_and(|settled| {
+                self.kept(&record) || (settled.state == SeatState::Up && !self.kept(settled))
+            });
+            view.claimed = newest;
+            if newest && !held {
+                view.newest = Some((record, copy));
+            }
+        }
         view
+    }
+
+    /// Whether the newest record of a seat, read alone, is this very claim.
+    fn is_newest(&self, bytes: &[u8], claimed: Claimed) -> bool {
+        let record_bytes = usize::from(self.config.geometry.record_units) * UNIT_BYTES;
+        let copies = bytes.chunks_exact(record_bytes).take(2);
+        let records = copies.filter_map(|bytes| {
+            let config = &self.config;
+            SeatRecord::decode(bytes, config.volume, &config.geometry, claimed.seat).ok()
+        });
+        records
+            .max_by_key(SeatRecord::age_key)
+            .is_some_and(|record| {
+                record.nonce == self.config.nonce
+                    && record.age_key() == (claimed.incarnation, claimed.record_version)
+            })
     }
 
     /// What others have seen in a seat counts too: both of its copies may have been lost to writes of older
@@ -421,13 +490,16 @@ impl Claim {
             };
             let seen = (record.incarnation, record.heartbeat);
             let before = self.watched[index];
-            let moved =
-                before.is_some_and(|(incarnation, heartbeat, _)| (incarnation, heartbeat) != seen);
-            let since = match before {
-                Some((_, _, since)) if !moved => since,
-                _ => self.now,
-            };
-            self.watched[index] = Some((seen.0, seen.1, since));
+            let moved = before.is_some_and(|before| (before.incarnation, before.heartbeat) != seen);
+            // Another's claim is a sign of life, too: who comes second lets it stand.
+            let same = |before: &Watched| !moved && before.copies == view.copies;
+            let since = before.filter(same).map_or(self.now, |before| before.since);
+            self.watched[index] = Some(Watched {
+                incarnation: seen.0,
+                heartbeat: seen.1,
+                copies: view.copies,
+                since,
+            });
             let silent = self.now.since(since);
             let kept = self.kept(record);
             match record.state {
@@ -484,7 +556,7 @@ impl Claim {
     /// Whether a seat's heartbeat was watched long enough, and did not move.
     fn silent(&self, seat: SeatId) -> bool {
         let index = usize::from(seat.0);
-        let (Some((record, _)), Some((_, _, since))) =
+        let (Some((record, _)), Some(Watched { since, .. })) =
             (&self.views[index].newest, self.watched[index])
         else {
             return false;
@@ -504,7 +576,7 @@ impl Claim {
             let Some((record, _)) = &view.newest else {
                 continue;
             };
-            let Some((_, _, since)) = self.watched[index] else {
+            let Some(Watched { since, .. }) = self.watched[index] else {
                 continue;
             };
             let beat = Duration::from_millis(record.timings.heartbeat_ms.into());
@@ -522,7 +594,7 @@ impl Claim {
         };
     }
 
-    fn write_claim(&mut self, seat: SeatId, timed: bool) -> Io {
+    fn write_claim(&mut self, seat: SeatId, guard: Guard) -> Io {
         let view = &self.views[usize::from(seat.0)];
         let (version, copy) = match &view.newest {
             Some((record, copy)) => (record.record_version + 1, 1 - copy),
@@ -557,7 +629,7 @@ impl Claim {
         };
         let data = Arc::new(record.encode(&self.config.geometry));
         let units = data.units();
-        self.step = Step::Writing { claimed, timed };
+        self.step = Step::Writing { claimed, guard };
         self.io(
             Place::Seat { seat, copy },
             IoAction::Write {

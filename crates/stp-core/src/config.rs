@@ -49,7 +49,8 @@ pub struct Timings {
     pub rewrite: Duration,
     /// Longest a claim's write may take before the claim is begun anew.
     pub claim_write: Duration,
-    /// How long a claim must stand before it counts; more than `claim_write`.
+    /// How long a claim must stand before it counts: more than a heartbeat and two `claim_write`, so that a node
+    /// that holds the seat is seen to.
     pub claim_wait: Duration,
     /// How long a stream without a program waits for its peer's end.
     pub orphan: Duration,
@@ -69,7 +70,7 @@ impl Default for Timings {
             ack_delay: Duration::from_millis(20),
             rewrite: Duration::from_millis(500),
             claim_write: Duration::from_secs(1),
-            claim_wait: Duration::from_secs(2),
+            claim_wait: Duration::from_millis(3500),
             orphan: Duration::from_secs(60),
         }
     }
