@@ -155,6 +155,11 @@ impl Extents {
         })
     }
 
+    /// How many are part of a ring.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.iter().filter(|used| **used).count() as u64
+    }
+
     pub(crate) fn give_back(&mut self, ring: Ring) {
         let first = usize::from(ring.first_extent);
         self.used[first..first + usize::from(ring.extents)].fill(false);

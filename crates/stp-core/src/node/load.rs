@@ -22,10 +22,12 @@ pub struct Load {
     pub received_bytes: u64,
     /// Bytes of segments that are not acknowledged.
     pub kept_bytes: u64,
+    /// Extents that are taken and in no link's ring.
+    pub extents_lost: u64,
 }
 
 impl Load {
-    fn fields(&self) -> [(&'static str, u64); 8] {
+    fn fields(&self) -> [(&'static str, u64); 9] {
         [
             ("streams", self.streams),
             ("offered", self.offered),
@@ -35,6 +37,7 @@ impl Load {
             ("resets", self.resets),
             ("received_bytes", self.received_bytes),
             ("kept_bytes", self.kept_bytes),
+            ("extents_lost", self.extents_lost),
         ]
     }
 
@@ -57,6 +60,7 @@ impl Load {
             resets: self.resets.max(other.resets),
             received_bytes: self.received_bytes.max(other.received_bytes),
             kept_bytes: self.kept_bytes.max(other.kept_bytes),
+            extents_lost: self.extents_lost.max(other.extents_lost),
         }
     }
 }
@@ -76,6 +80,10 @@ impl Node {
             resets: longest(|out| out.farewells.len()) as u64,
             received_bytes: streams.map(|(_, stream)| stream.received.len()).sum(),
             kept_bytes: out().map(crate::sender::Outgoing::kept_bytes).sum(),
+            extents_lost: self
+                .extents
+                .used()
+                .saturating_sub(out().map(|out| u64::from(out.ring().extents)).sum()),
         }
     }
 
@@ -94,6 +102,7 @@ impl Node {
             resets: RESETS_MAX as u64,
             received_bytes: self.windows_start + self.window_growth,
             kept_bytes: geometry.ring_bytes(),
+            extents_lost: 0,
         }
     }
 }

@@ -185,6 +185,12 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         &self.node
     }
 
+    /// Streams, connections that programs wait for, and openings that wait for a listener's queue.
+    pub fn left_over(&self) -> (usize, usize, usize) {
+        let waiting = self.ports.by_number.values().map(|port| port.waiting.len());
+        (self.streams.len(), self.openings.len(), waiting.sum())
+    }
+
     /// The local side, for whoever waits.
     pub fn local_mut(&mut self) -> &mut L {
         &mut self.local
