@@ -1,7 +1,9 @@
 //! What must hold at the end: everything ends, fresh streams succeed, nothing is left.
 
+use stp_core::Load;
 use stp_format::{Place, SeatRecord, SeatState, TableUnit, UNIT_BYTES};
 
+use crate::mutation::Mutation;
 use crate::world::{MS, Phase, SECOND, State, VOLUME, World};
 
 impl World {
@@ -37,7 +39,11 @@ impl World {
                             continue;
                         }
                         if !matches!(self.nodes[node].state, State::Up(_)) {
-                            self.find(format!("node {node} got no seat"));
+                            let claim = match &self.nodes[node].state {
+                                State::Claiming(claim, _) => format!("{claim:?}"),
+                                _ => "it is not there".into(),
+                            };
+                            self.find(format!("node {node} got no seat: {claim}"));
                         } else if !self.nodes[node].published {
                             self.find(format!("node {node}'s listener does not get published"));
                         }
@@ -77,6 +83,7 @@ impl World {
                 });
                 if quiet && passed > 4 * SECOND {
                     self.check_tables();
+                    self.check_empty();
                     self.enter(Phase::Leaving);
                     for node in 0..self.nodes.len() {
                         if !self.nodes[node].spare {
@@ -115,7 +122,7 @@ impl World {
     }
 
     /// The newest record of a seat as it stands.
-    fn record(&self, seat: stp_format::SeatId) -> Option<SeatRecord> {
+    pub(crate) fn record(&self, seat: stp_format::SeatId) -> Option<SeatRecord> {
         let disk = self.disk.lock();
         let length = usize::from(disk.geometry.record_units) * UNIT_BYTES;
         let copies = (0..2).filter_map(|copy| {
@@ -152,13 +159,51 @@ impl World {
                 let used = newest.map_or(0, |table| table.scbs.iter().flatten().count());
                 rows += used;
             }
+            if self.options.mutation == Some(Mutation::LeakedRow) {
+                rows += 1;
+            }
             drop(disk);
             // A spoiled table is not written again before it changes: the older copy counts until then.
-            if rows != 1 && self.options.hosts.rot == 0 {
+            let spoiled = self.options.hosts.rot + self.options.hosts.rollback > 0
+                || self.options.storage.misdirected_write > 0;
+            if rows != 1 && !spoiled {
                 self.find(format!(
                     "node {node}: {rows} rows of its socket table are in use, 1 listener is there"
                 ));
             }
+        }
+    }
+
+    /// No engine holds anything of any stream, and no socket, queue or lock is left.
+    fn check_empty(&mut self) {
+        let mut found = None;
+        for (number, node) in self.nodes.iter().enumerate() {
+            let State::Up(engine) = &node.state else {
+                continue;
+            };
+            let load = engine.node().load();
+            if load != Load::default() || engine.left_over() != (0, 0, 0) {
+                found = Some(format!(
+                    "node {number} holds {:?} and {load:?}",
+                    engine.left_over()
+                ));
+            }
+        }
+        let sockets = self.host.lock();
+        let open = |end: &crate::local::End| end.stream.is_some() && !end.engine_closed;
+        if let Some(end) = sockets.ends.iter().find(|end| open(end)) {
+            found = Some(format!("a socket is left open: {end:?}"));
+        }
+        if let Some(queue) = sockets
+            .backlogs
+            .iter()
+            .find(|queue| !queue.waiting.is_empty())
+        {
+            found = Some(format!("a listener's queue is left: {queue:?}"));
+        }
+        drop(sockets);
+        if let Some(found) = found.or_else(|| self.stale_lock()) {
+            self.find(found);
         }
     }
 

@@ -11,15 +11,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use stp_format::{Geometry, Place, SeatId, SeatRecord, UNIT_BYTES, UnitBuf};
+use stp_format::{Geometry, Place, SeatId, SeatRecord, SeatState, UNIT_BYTES, UnitBuf};
 use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
 
 use crate::figures::Figures;
+use crate::monitor::Monitor;
+use crate::mutation::Mutation;
 use crate::options::StorageFaults;
 use crate::rng::{Rng, mix};
 
 /// What is written or lost as one: a sector of old.
-const PIECE_BYTES: usize = 512;
+pub(crate) const PIECE_BYTES: usize = 512;
 /// EIO.
 const ERRNO_IO: i32 = 5;
 const US: u64 = 1000;
@@ -52,6 +54,10 @@ pub(crate) struct Handle {
     /// Transfers fail at once meanwhile, or hang.
     pub(crate) lost_fails: bool,
     pub(crate) slow_until: u64,
+    /// What it last wrote into its seat's record.
+    pub(crate) last_record: Option<Arc<UnitBuf>>,
+    /// It lost the device for good.
+    pub(crate) lost_for_good: bool,
     /// What it read, unit by unit, and when.
     cache: HashMap<u64, (u64, Box<[u8]>)>,
 }
@@ -119,7 +125,13 @@ pub(crate) struct Disk {
     pub(crate) trace: u64,
     transfer_us: u64,
     keeps_stale: bool,
-    rng: Rng,
+    pub(crate) rng: Rng,
+    pub(crate) monitor: Monitor,
+    pub(crate) mutation: Option<Mutation>,
+    /// Writes submitted so far, for mutations that wait for one of them.
+    pub(crate) written: u64,
+    /// What the volume once held.
+    pub(crate) picture: Option<Vec<u8>>,
     events: BTreeMap<(u64, u64), Event>,
     serial: u64,
     /// Never becomes readable: the world knows when something is done.
@@ -145,6 +157,10 @@ impl Disk {
             transfer_us,
             keeps_stale: faults.stale > 0,
             rng: Rng::new(seed, 2),
+            monitor: Monitor::default(),
+            mutation: None,
+            written: 0,
+            picture: None,
             events: BTreeMap::new(),
             serial: 0,
             wait: File::open("/dev/null")?,
@@ -225,6 +241,9 @@ impl Disk {
                 beat,
             } => {
                 let start = offset as usize + from;
+                if to == from {
+                    return None;
+                }
                 self.bytes[start..start + (to - from)].copy_from_slice(&data.bytes()[from..to]);
                 let now = self.now;
                 let this = &mut self.handles[handle];
@@ -277,6 +296,12 @@ impl Disk {
                     self.schedule(at, event);
                     return None;
                 }
+                if self.mutation == Some(Mutation::LostCompletion) && self.written > 500 {
+                    return None;
+                }
+                let blind = self.mutation == Some(Mutation::BlindToFencing);
+                let fails = fails || (blind && read.is_some() && self.overtaken(handle));
+                let this = &mut self.handles[handle];
                 this.under_way -= 1;
                 if beat && !fails {
                     this.acknowledged.push(at);
@@ -284,6 +309,11 @@ impl Disk {
                 let buf = read.map(|(offset, mut buf)| {
                     if !fails {
                         self.read(handle, offset, &mut buf, stale);
+                    } else if self.faults.short_read > 0 {
+                        // Something came; nobody may look at it.
+                        let part = buf.len() / 2;
+                        let start = offset as usize;
+                        buf.bytes_mut()[..part].copy_from_slice(&self.bytes[start..start + part]);
                     }
                     buf
                 });
@@ -336,7 +366,7 @@ impl Disk {
     }
 
     /// Whether a fault of so many millionths strikes.
-    fn strikes(&mut self, millionths: u64) -> bool {
+    pub(crate) fn strikes(&mut self, millionths: u64) -> bool {
         millionths > 0 && self.rng.below(1_000_000) < millionths
     }
 
@@ -376,9 +406,16 @@ impl Disk {
         match op {
             Op::Read { buf, .. } => {
                 self.figures.reads += 1;
-                let fails = self.strikes(self.faults.read_error);
+                let mut offset = offset;
+                let mut fails = self.strikes(self.faults.read_error);
                 if fails {
                     self.figures.fault("read error");
+                } else if self.strikes(self.faults.short_read) {
+                    self.figures.fault("short read");
+                    fails = true;
+                } else if self.strikes(self.faults.misdirected_read) {
+                    self.figures.fault("misdirected read");
+                    offset = self.elsewhere(units);
                 }
                 let stale = self.strikes(self.faults.stale);
                 let event = Event::Done {
@@ -393,9 +430,19 @@ impl Disk {
             }
             Op::Write { data, durable, .. } => {
                 self.figures.writes += 1;
+                self.written += 1;
+                let (place, data) = self.mutated(handle, place, data, units);
                 self.check_owner(handle, place);
-                if matches!(place, Place::Slot { .. }) {
-                    self.figures.segments += 1;
+                let bytes = data.bytes().get(..units * UNIT_BYTES).unwrap_or_default();
+                if let Err(what) = self.monitor.write(&self.geometry, handle, place, bytes) {
+                    self.find(what);
+                }
+                match place {
+                    Place::Slot { .. } => self.figures.segments += 1,
+                    Place::Seat { .. } => {
+                        self.handles[handle].last_record = Some(Arc::clone(&data));
+                    }
+                    _ => {}
                 }
                 let fails = self.write(handle, place, offset, data, units, durable, latency);
                 let event = Event::Done {
@@ -442,6 +489,12 @@ impl Disk {
         let (now, end) = (self.now, self.now + latency);
         let length = units * UNIT_BYTES;
         let lost_until = self.handles[handle].lost_until;
+        let signs = |data: &UnitBuf| data.bytes()[20] == SeatState::Left as u8;
+        match self.mutation {
+            Some(Mutation::DeadStorage) if self.written > 500 => return false,
+            Some(Mutation::SilentLeave) if beat && signs(&data) => return false,
+            _ => {}
+        }
         let whole = |this: &mut Self, at: u64| {
             let event = Event::Land {
                 handle,
@@ -490,6 +543,32 @@ impl Disk {
             self.figures.fault("write lost");
             return false;
         }
+        if !durable && self.strikes(faults.misdirected_write) {
+            self.figures.fault("misdirected write");
+            let event = Event::Land {
+                handle,
+                offset: self.elsewhere_to_spoil(units),
+                data: Arc::clone(&data),
+                from: 0,
+                to: length,
+                beat: false,
+            };
+            self.schedule(end - 1, event);
+            return false;
+        }
+        if self.strikes(faults.short_write) {
+            self.figures.fault("short write");
+            let event = Event::Land {
+                handle,
+                offset,
+                data: Arc::clone(&data),
+                from: 0,
+                to: self.rng.below((length / PIECE_BYTES) as u64) as usize * PIECE_BYTES,
+                beat: false,
+            };
+            self.schedule(end - 1, event);
+            return true;
+        }
         let partial = self.strikes(faults.partial);
         if partial || self.strikes(faults.torn) {
             self.figures.fault(if partial {
@@ -526,56 +605,11 @@ impl Disk {
         whole(self, at.min(end - 1));
         false
     }
-
-    /// Spoils a piece of a record, table or slot; of records and tables always the same copy, so that
-    /// one stays whole.
-    pub(crate) fn rot(&mut self) {
-        let seat = SeatId(self.rng.below(u64::from(self.geometry.seats)) as u16);
-        let copy = (seat.0 & 1) as u8;
-        let place = match self.rng.below(3) {
-            0 => Place::Seat { seat, copy },
-            1 => Place::Table {
-                seat,
-                copy,
-                unit: 0,
-            },
-            _ => {
-                let extent = self.rng.below(u64::from(self.geometry.extents)) as u16;
-                Place::Slot {
-                    seat,
-                    ring: self.geometry.ring(extent, 1),
-                    slot: self.rng.below(4) as u32,
-                    skip: 0,
-                }
-            }
-        };
-        let Some(offset) = self.geometry.offset(place, 1) else {
-            return;
-        };
-        self.figures.fault("bit rot");
-        self.note(offset ^ 0x707);
-        let start = offset as usize;
-        match self.rng.below(3) {
-            0 => {
-                let at = start + self.rng.below(UNIT_BYTES as u64) as usize;
-                self.bytes[at] ^= 1 << self.rng.below(8);
-            }
-            1 => {
-                let at = start + self.rng.below(8) as usize * PIECE_BYTES;
-                let garbage = self.rng.next();
-                crate::pattern::fill(garbage, 0, &mut self.bytes[at..at + PIECE_BYTES]);
-            }
-            _ => {
-                let garbage = self.rng.next();
-                crate::pattern::fill(garbage, 0, &mut self.bytes[start..start + UNIT_BYTES]);
-            }
-        }
-    }
 }
 
 /// The storage, shared by the world and all handles.
 #[derive(Clone)]
-pub(crate) struct Shared(Arc<Mutex<Disk>>);
+pub(crate) struct Shared(pub(crate) Arc<Mutex<Disk>>);
 
 impl Shared {
     pub(crate) fn new(disk: Disk) -> Self {

@@ -7,6 +7,9 @@ use stp_host::engine::Command;
 use crate::options::StorageFaults;
 use crate::world::{Fault, MS, Phase, SECOND, State, Task, World};
 
+/// A device that is lost for good is gone for longer than any run.
+const FOR_GOOD: u64 = 100_000 * SECOND;
+
 impl World {
     pub(crate) fn plan_fault(&mut self, fault: Fault) {
         let hosts = &self.options.hosts;
@@ -19,6 +22,9 @@ impl World {
             Fault::Slow => hosts.slow,
             Fault::Rot => hosts.rot,
             Fault::Unlisten => hosts.unlisten,
+            Fault::RollBack => hosts.rollback,
+            Fault::Flap => hosts.flap,
+            Fault::Lose => hosts.lose,
         };
         if mean > 0 {
             let after = self.rng.within(mean * MS / 4, mean * MS * 2);
@@ -82,7 +88,32 @@ impl World {
                     handle.slow_until = until.min(self.now + 5 * SECOND);
                 }
             }
-            Fault::Rot => self.disk.lock().rot(),
+            Fault::Rot => {
+                let anywhere = self.options.rot_anywhere;
+                self.disk.lock().rot(anywhere);
+                if anywhere {
+                    self.disturb_all();
+                }
+            }
+            Fault::RollBack => {
+                self.disk.lock().roll_back();
+                self.disturb_all();
+            }
+            Fault::Flap => {
+                self.disk.lock().figures.fault("flapping path");
+                let life = self.nodes[node].life;
+                let until = until.min(self.now + 10 * SECOND);
+                self.flap(life, until);
+            }
+            Fault::Lose => {
+                let life = self.nodes[node].life;
+                let mut disk = self.disk.lock();
+                if let Some(handle) = disk.handles.get_mut(life) {
+                    (handle.lost_until, handle.lost_fails) = (self.now + FOR_GOOD, fails);
+                    handle.lost_for_good = true;
+                    disk.figures.fault("device lost for good");
+                }
+            }
             Fault::Unlisten => {
                 if self.nodes[node].leaving || !matches!(self.nodes[node].state, State::Up(_)) {
                     return;
@@ -93,6 +124,31 @@ impl World {
                 self.nodes[node].relisten = true;
                 self.at(after, Task::Relisten(node));
             }
+        }
+    }
+
+    /// The path to the device goes and comes.
+    pub(crate) fn flap(&mut self, life: usize, until: u64) {
+        if self.now >= until || self.phase != Phase::Breaking {
+            return;
+        }
+        let away = self.rng.within(5 * MS, 300 * MS);
+        let fails = self.rng.percent(50);
+        let now = self.now;
+        if let Some(handle) = self.disk.lock().handles.get_mut(life)
+            && !handle.lost_for_good
+        {
+            handle.lost_until = handle.lost_until.max(now + away);
+            handle.lost_fails = fails;
+        }
+        let after = away + self.rng.within(5 * MS, 300 * MS);
+        self.at(after, Task::Flap(life, until));
+    }
+
+    /// What nodes know from the volume may be wrong from now on.
+    fn disturb_all(&mut self) {
+        for node in &mut self.nodes {
+            node.disturbed_at = self.now;
         }
     }
 
@@ -125,6 +181,13 @@ impl World {
         }
         drop(disk);
         for node in 0..self.nodes.len() {
+            // Whoever lost the device for good comes back with another.
+            let life = self.nodes[node].life;
+            let lost = |handle: &crate::disk::Handle| handle.lost_for_good;
+            let lost = self.disk.lock().handles.get(life).is_some_and(lost);
+            if lost {
+                self.end_life(node, SECOND);
+            }
             self.nodes[node].frozen_until = 0;
             self.poke(node, 0);
             if self.nodes[node].relisten {
@@ -135,11 +198,17 @@ impl World {
             }
             self.start_soon(node);
         }
+        self.host.lock().healed = true;
+        let ends = self.host.lock().ends.len();
+        for end in (0..ends).filter(|end| self.host.lock().ends[*end].hostile) {
+            self.host.lock().close(end);
+        }
         self.enter(Phase::Healing);
     }
 
     fn start_soon(&mut self, node: usize) {
-        if matches!(self.nodes[node].state, State::Off) {
+        let gone = self.options.mutation == Some(crate::mutation::Mutation::GoneForGood);
+        if matches!(self.nodes[node].state, State::Off) && !gone {
             self.at(MS, Task::Start(node));
         }
     }

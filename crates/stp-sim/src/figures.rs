@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use stp_core::Load;
+
 /// Counts of one run, or of many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -32,6 +34,8 @@ pub struct Figures {
     pub lives: u64,
     /// Nodes that found themselves replaced.
     pub fenced: u64,
+    /// The most that any engine's queues held.
+    pub load: Load,
     /// Faults by class.
     pub faults: BTreeMap<&'static str, u64>,
 }
@@ -62,6 +66,7 @@ impl Figures {
         self.resets += other.resets;
         self.lives += other.lives;
         self.fenced += other.fenced;
+        self.load = self.load.max(&other.load);
         for (class, count) in &other.faults {
             *self.faults.entry(class).or_default() += count;
         }
@@ -86,6 +91,7 @@ impl fmt::Display for Figures {
             "{} connects, {} streams, {} clean ends, {} excused resets, {} lives of nodes, {} fenced",
             self.connects, self.streams, self.clean, self.resets, self.lives, self.fenced
         )?;
+        writeln!(f, "most in one engine: {:?}", self.load)?;
         write!(f, "{} faults", self.faults_total())?;
         for (class, count) in &self.faults {
             write!(f, "; {class} {count}")?;

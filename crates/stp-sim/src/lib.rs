@@ -6,19 +6,25 @@
 //! - A checker says what it saw, when, and what it expected; the first finding ends the run.
 
 mod check;
+mod claims;
 mod clock;
 mod disk;
 mod fates;
 mod figures;
+mod hostile;
 mod local;
+mod monitor;
+mod mutation;
 mod options;
 mod pattern;
 mod programs;
 mod rng;
+mod spoil;
 mod world;
 
 pub use figures::Figures;
-pub use options::Options;
+pub use mutation::Mutation;
+pub use options::{ALL_FAULTS, Options};
 
 /// What a run showed.
 #[derive(Clone, Debug)]

@@ -12,6 +12,7 @@ use stp_format::SystemName;
 use stp_host::control::StreamToken;
 use stp_host::engine::{Delivery, LocalSide, Pulled, Pushed, Ready};
 
+use crate::mutation::Mutation;
 use crate::pattern;
 
 /// One end of one connection: the program's socket and the engine's view of it.
@@ -42,6 +43,8 @@ pub(crate) struct End {
     /// Closed while it waited in a listener's queue: the kernel resets it.
     pub(crate) embryo: bool,
     pub(crate) room_wanted: bool,
+    /// The other side is the hostile peer: whatever comes is read, or nothing is.
+    pub(crate) hostile: bool,
 }
 
 /// A listening socket's queue.
@@ -76,6 +79,9 @@ pub(crate) struct Sockets {
     pub(crate) backlog_max: usize,
     pub(crate) finding: Option<String>,
     pub(crate) bytes: u64,
+    pub(crate) mutation: Option<Mutation>,
+    /// The faults are over: no program has patience with the hostile peer any more.
+    pub(crate) healed: bool,
 }
 
 impl Sockets {
@@ -192,6 +198,9 @@ impl LocalSide for SimLocal {
         let mut sockets = self.host.lock();
         let capacity = sockets.capacity;
         let end = &mut sockets.ends[socket.0];
+        if end.hostile {
+            return;
+        }
         debug_assert_eq!(end.stream, Some(id));
         end.room_wanted = true;
         if end.delivered - end.consumed < capacity || end.closed {
@@ -203,7 +212,18 @@ impl LocalSide for SimLocal {
 
     fn recv(&mut self, socket: &mut SimSocket, space: &mut [u8]) -> Pulled {
         let mut sockets = self.host.lock();
+        let leaks = sockets.mutation == Some(Mutation::LeakedStream);
         let end = &mut sockets.ends[socket.0];
+        if end.hostile {
+            return if end.closed {
+                Pulled::End
+            } else {
+                Pulled::Empty
+            };
+        }
+        if leaks && end.shut && end.connection == 20 {
+            return Pulled::Empty;
+        }
         let waiting = end.written - end.pulled;
         if waiting > 0 && !space.is_empty() {
             let length = space.len().min(waiting as usize);
@@ -227,7 +247,28 @@ impl LocalSide for SimLocal {
     fn send(&mut self, socket: &mut SimSocket, bytes: &[u8]) -> Pushed {
         let mut sockets = self.host.lock();
         let capacity = sockets.capacity;
+        let mutation = sockets.mutation;
         let end = &mut sockets.ends[socket.0];
+        if end.hostile {
+            // Every third program reads nothing.
+            return match socket.0 % 3 {
+                _ if end.closed => Pushed::Broken,
+                0 => Pushed::Bytes(0),
+                _ => Pushed::Bytes(bytes.len()),
+            };
+        }
+        let mut spoiled;
+        let mut bytes = bytes;
+        match mutation.filter(|_| end.connection == 20) {
+            Some(Mutation::WrongByte) => {
+                spoiled = bytes.to_vec();
+                spoiled[0] ^= 1;
+                bytes = &spoiled;
+            }
+            Some(Mutation::LostBytes) if bytes.len() > 1 => bytes = &bytes[1..],
+            Some(Mutation::DataAfterEnd) => end.finished = true,
+            _ => {}
+        }
         let (connection, side, offset) = (end.connection, end.side, end.delivered);
         if end.finished || end.engine_closed {
             sockets.find(format!("connection {connection}: data after the end"));
@@ -319,6 +360,25 @@ impl LocalSide for SimLocal {
         token: &mut dyn FnMut() -> StreamToken,
     ) -> Delivery<SimSocket> {
         let mut sockets = self.host.lock();
+        if peer.as_str() == crate::hostile::NAME {
+            let number = sockets.ends.len();
+            let token = token();
+            let healed = sockets.healed;
+            sockets.ends.push(End {
+                closed: healed,
+                shut: healed,
+                connection: usize::MAX,
+                node: self.node,
+                token: Some(token),
+                hostile: true,
+                ..End::default()
+            });
+            return Delivery::Done(SimSocket(number), token);
+        }
+        if sockets.mutation == Some(Mutation::TwiceAccepted) {
+            let asked = sockets.asked.values_mut();
+            asked.for_each(|asked| asked.accepted = true);
+        }
         let Some(asked) = sockets.asked.get(&(*peer, peer_port)) else {
             sockets.find(format!(
                 "a connection from {peer}:{peer_port} that nobody asked for"

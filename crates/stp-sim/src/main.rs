@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use stp_sim::{Figures, Options};
 
-const USAGE: &str = "usage: stp-sim [--seeds N] [--seed FIRST] [--minutes M] [--verbose] [--twice]
+const USAGE: &str = "usage: stp-sim [--seeds N] [--seed FIRST] [--minutes M] [--small] [--verbose] [--twice]
+                [--keep-going]
 
-Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (0 unless told). --twice runs
-each seed twice and compares. The first failing seed ends it with exit code 1 unless --keep-going.";
+Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (100000 unless told;
+those below know fewer classes of faults). --small has
+more and shorter streams. --twice runs each seed twice and compares. The first failing seed ends it with exit code 1 unless --keep-going.";
 
 struct Arguments {
     seeds: u64,
@@ -18,16 +20,18 @@ struct Arguments {
     verbose: bool,
     twice: bool,
     keep_going: bool,
+    small: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments {
         seeds: 1,
-        first: 0,
+        first: stp_sim::ALL_FAULTS,
         minutes: None,
         verbose: false,
         twice: false,
         keep_going: false,
+        small: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -43,6 +47,7 @@ fn arguments() -> Result<Arguments, String> {
             "--minutes" => found.minutes = Some(number()?),
             "--verbose" => found.verbose = true,
             "--twice" => found.twice = true,
+            "--small" => found.small = true,
             "--keep-going" => found.keep_going = true,
             other => return Err(format!("{other:?} is not known")),
         }
@@ -73,7 +78,10 @@ fn main() -> ExitCode {
         if over {
             break;
         }
-        let options = Options::from_seed(seed);
+        let options = match arguments.small {
+            true => Options::from_seed(seed).small(),
+            false => Options::from_seed(seed),
+        };
         let short = arguments.seeds > 1 || limit.is_some();
         if !short {
             println!("{options}");
@@ -95,7 +103,8 @@ fn main() -> ExitCode {
                 println!("{options}");
             }
             println!("FAILED: {finding}");
-            println!("again: cargo run --release -p stp-sim -- --seed {seed} --verbose");
+            let small = if arguments.small { " --small" } else { "" };
+            println!("again: cargo run --release -p stp-sim -- --seed {seed}{small} --verbose");
             failed.push(seed);
             if !arguments.keep_going {
                 break;

@@ -7,7 +7,12 @@ use std::time::Duration;
 
 use stp_core::{Limits, Timings};
 
+use crate::mutation::Mutation;
 use crate::rng::Rng;
+
+/// Seeds from here on know all faults. Those below know the first ones only: they stay what they were when they
+/// found something.
+pub const ALL_FAULTS: u64 = 100_000;
 
 /// Locks of seats that the storage keeps for all hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,16 @@ pub struct Options {
     pub storage: StorageFaults,
     /// Mean intervals of faults that befall hosts, in ms; 0: never.
     pub hosts: HostFaults,
+    /// A peer that lies sits in a seat of its own.
+    pub hostile: bool,
+    /// Both copies of a record may be spoiled, not always the same one.
+    pub rot_anywhere: bool,
+    /// Steps that come too late, in millionths, and how late at the most, in ms.
+    pub late_steps: u64,
+    /// See `late_steps`.
+    pub late_steps_ms: u64,
+    /// What is broken on purpose, to show that a checker notices.
+    pub mutation: Option<Mutation>,
 }
 
 /// How ends of streams end, in percent.
@@ -108,6 +123,14 @@ pub struct StorageFaults {
     pub late_ms: u64,
     /// Transfers that take a thousand times as long.
     pub slow: u64,
+    /// Writes that land in another place.
+    pub misdirected_write: u64,
+    /// Reads that bring what lies in another place.
+    pub misdirected_read: u64,
+    /// Writes that end with an error behind their first part.
+    pub short_write: u64,
+    /// Reads that end with an error behind their first part.
+    pub short_read: u64,
 }
 
 /// Mean intervals of faults that befall hosts, in ms; 0: never.
@@ -129,9 +152,23 @@ pub struct HostFaults {
     pub rot: u64,
     /// A listener goes and comes back.
     pub unlisten: u64,
+    /// The volume, a seat or a record goes back to what it was.
+    pub rollback: u64,
+    /// One node loses the device again and again for a moment.
+    pub flap: u64,
+    /// One node loses the device for good.
+    pub lose: u64,
 }
 
 impl Options {
+    /// The same with short streams and more of them: more segments for the time that a run takes.
+    #[must_use]
+    pub fn small(mut self) -> Self {
+        self.bytes_max = self.bytes_max.min(6000);
+        self.streams_total *= 8;
+        self
+    }
+
     /// What a seed stands for.
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed, 1);
@@ -189,6 +226,7 @@ impl Options {
             stale_ms: r.spread(1, 400),
             late_ms: r.spread(10, 8000),
             slow: swarm(r, 25, 10, 2000),
+            ..StorageFaults::default()
         };
         let hosts = HostFaults {
             kill: swarm(r, 50, 500, 20_000),
@@ -199,6 +237,7 @@ impl Options {
             slow: swarm(r, 25, 1000, 20_000),
             rot: swarm(r, 40, 20, 3000),
             unlisten: swarm(r, 25, 500, 20_000),
+            ..HostFaults::default()
         };
         let ends = Ends {
             die: swarm(r, 50, 1, 20),
@@ -207,7 +246,7 @@ impl Options {
             slow: swarm(r, 50, 1, 60),
             raw: swarm(r, 50, 10, 100),
         };
-        Self {
+        let mut options = Self {
             seed,
             nodes,
             spares,
@@ -227,7 +266,27 @@ impl Options {
             transfer_us: r.spread(20, 2000),
             storage,
             hosts,
+            hostile: false,
+            rot_anywhere: false,
+            late_steps: 0,
+            late_steps_ms: 1,
+            mutation: None,
+        };
+        if seed >= ALL_FAULTS {
+            options.storage.misdirected_write = swarm(r, 30, 50, 20_000);
+            options.storage.misdirected_read = swarm(r, 30, 50, 20_000);
+            options.storage.short_write = swarm(r, 30, 50, 20_000);
+            options.storage.short_read = swarm(r, 30, 50, 20_000);
+            options.hosts.rollback = swarm(r, 30, 500, 20_000);
+            options.hosts.flap = swarm(r, 30, 1000, 20_000);
+            options.hosts.lose = swarm(r, 20, 5000, 60_000);
+            options.hostile = r.percent(40);
+            options.rot_anywhere = r.percent(40);
+            options.late_steps = swarm(r, 30, 100, 50_000);
+            options.late_steps_ms = r.spread(1, 50);
+            options.seats += u16::from(options.hostile);
         }
+        options
     }
 }
 
@@ -235,7 +294,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}",
+            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms",
             self.seed,
             self.nodes,
             self.spares,
@@ -254,7 +313,11 @@ impl fmt::Display for Options {
             self.ends,
             self.timings,
             self.limits,
-            self.rates_ppm
+            self.rates_ppm,
+            self.hostile,
+            self.rot_anywhere,
+            self.late_steps,
+            self.late_steps_ms
         )
     }
 }

@@ -5,10 +5,13 @@
 //!   limit. A clean end needs the other program's clean end, and every byte before it.
 
 use std::sync::PoisonError;
+
+use stp_core::ResetReason;
 use stp_host::control::{ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Command, Ending, Reply};
 
 use crate::local::{Asked, End, SimSocket};
+use crate::mutation::Mutation;
 use crate::world::{MS, Phase, SECOND, State, US, World, port_of};
 
 /// Older knowledge of the directory than this, beyond some heartbeats, excuses no refusal.
@@ -510,10 +513,20 @@ impl World {
         let (number, side, node) = (this.connection, this.side, this.node);
         let (dead, gone, delivered) = (this.engine_dead, this.engine_closed, this.delivered);
         drop(sockets);
-        let ending = match token {
+        let mut ending = match token {
             Some(token) if !dead => self.nodes[node].verdicts.ending(token),
             _ => return Seen::Reset,
         };
+        match self.options.mutation {
+            Some(Mutation::FalseEnd) if matches!(ending, Ending::Reset(_)) => {
+                ending = Ending::Clean
+            }
+            Some(Mutation::BareReset) if number == 20 => {
+                self.connections[number].excuse = None;
+                ending = Ending::Reset(ResetReason::Aborted);
+            }
+            _ => {}
+        }
         match ending {
             Ending::Clean => {
                 let total = self.connections[number].totals[1 - side];

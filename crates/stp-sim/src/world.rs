@@ -8,17 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use stp_core::{Claim, ClaimAnswer, ClaimAsk, Io, IoAction, IoDone, IoFault, NodeConfig, Time};
+use stp_core::{Claim, NodeConfig};
 use stp_format::{Geometry, SeatId, SystemName, VolumeId};
 use stp_host::control::{ConnectFailure, Connected};
 use stp_host::engine::{Command, Driver, Over, Reply, Verdicts};
-use stp_medium::{Medium, Op, OpId};
 
 use crate::Outcome;
 use crate::clock::{Rate, SimClock};
 use crate::disk::{Disk, Shared, SimMedium};
+use crate::hostile::Hostile;
 use crate::local::{Host, SimLocal, Sockets};
-use crate::options::{Locks, Options};
+use crate::mutation::Mutation;
+use crate::options::Options;
 use crate::programs::{Connection, Program};
 use crate::rng::Rng;
 
@@ -26,10 +27,8 @@ pub(crate) const US: u64 = 1000;
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000_000_000;
 pub(crate) const VOLUME: VolumeId = VolumeId(*b"simulated volume");
-/// A lock that expires does so after this silence of its holder.
-const LOCK_LEASE: u64 = 10 * SECOND;
-/// Two lives in one seat, both awake and with a storage that works, must be one after this.
-const FENCED_WITHIN: u64 = 15 * SECOND;
+/// Steps of a node from one look at what it holds to the next.
+const LOAD_STEPS: u64 = 61;
 /// Steps without anything to do in a row: the engine spins.
 const IDLE_STEPS_MAX: u32 = 20_000;
 
@@ -49,10 +48,10 @@ pub(crate) struct Node {
     pub(crate) system: SystemName,
     host: [u8; 16],
     /// Hosts that know of each other's locks.
-    locks_of: usize,
+    pub(crate) locks_of: usize,
     /// Not wanted once the faults end.
     pub(crate) spare: bool,
-    rate: Rate,
+    pub(crate) rate: Rate,
     pub(crate) state: State,
     /// Its present or last life: its handle at the storage.
     pub(crate) life: usize,
@@ -67,6 +66,7 @@ pub(crate) struct Node {
     /// When it last came, went, or changed its listener.
     pub(crate) disturbed_at: u64,
     idle_steps: u32,
+    steps: u64,
     /// The listener comes back.
     pub(crate) relisten: bool,
 }
@@ -89,6 +89,8 @@ pub(crate) enum Task {
     Thaw(usize),
     Relisten(usize),
     Fault(Fault),
+    Flap(usize, u64),
+    Hostile,
     Heal,
 }
 
@@ -102,6 +104,9 @@ pub(crate) enum Fault {
     Slow,
     Rot,
     Unlisten,
+    RollBack,
+    Flap,
+    Lose,
 }
 
 /// How far the run has come.
@@ -137,10 +142,10 @@ pub(crate) struct World {
     pub(crate) open: BTreeSet<usize>,
     pub(crate) connects: usize,
     pub(crate) next_port: u16,
-    host_locks: BTreeMap<(usize, u16), usize>,
-    medium_locks: BTreeMap<u16, usize>,
+    pub(crate) host_locks: BTreeMap<(usize, u16), usize>,
+    pub(crate) medium_locks: BTreeMap<u16, usize>,
     /// Since when two lives share a seat undisturbed.
-    shared_since: BTreeMap<u16, u64>,
+    pub(crate) shared_since: BTreeMap<u16, u64>,
     pub(crate) phase: Phase,
     pub(crate) phase_at: u64,
     pub(crate) clean: u64,
@@ -149,6 +154,7 @@ pub(crate) struct World {
     pub(crate) finding: Option<String>,
     /// Segments written when all had settled.
     pub(crate) settled_segments: Option<u64>,
+    pub(crate) liar: Option<Hostile>,
 }
 
 impl World {
@@ -156,10 +162,13 @@ impl World {
         let geometry = Geometry::plan(options.volume_bytes.max(4 << 20), options.seats)
             .or_else(|_| Geometry::plan(64 << 20, options.seats))
             .expect("a geometry for few seats");
-        let disk = Disk::new(options.seed, geometry, options.storage, options.transfer_us)
+        let mut disk = Disk::new(options.seed, geometry, options.storage, options.transfer_us)
             .expect("/dev/null can be opened");
+        disk.mutation = options.mutation;
+        disk.monitor.deaf = options.mutation == Some(Mutation::UnheededAcks);
         let count = options.nodes.iter().sum::<usize>() + options.spares.len();
-        let sockets = Sockets::new(count, options.socket_bytes, options.backlog);
+        let mut sockets = Sockets::new(count, options.socket_bytes, options.backlog);
+        sockets.mutation = options.mutation;
         let mut rng = Rng::new(options.seed, 3);
         let mut nodes = Vec::new();
         let mut places: Vec<(usize, usize)> = Vec::new();
@@ -193,6 +202,7 @@ impl World {
                 leaving: false,
                 disturbed_at: 0,
                 idle_steps: 0,
+                steps: 0,
                 relisten: false,
             });
         }
@@ -223,6 +233,7 @@ impl World {
             streams: 0,
             finding: None,
             settled_segments: None,
+            liar: None,
         };
         for node in 0..world.nodes.len() {
             // Some start at the same moment, so that they meet at a seat.
@@ -231,6 +242,9 @@ impl World {
                 false => world.rng.below(500 * MS),
             };
             world.at(after, Task::Start(node));
+        }
+        if options.hostile {
+            world.sit_hostile();
         }
         world.at(10 * MS, Task::Connect);
         world.at(world.options.break_ms * MS, Task::Heal);
@@ -243,6 +257,9 @@ impl World {
             Fault::Slow,
             Fault::Rot,
             Fault::Unlisten,
+            Fault::RollBack,
+            Fault::Flap,
+            Fault::Lose,
         ] {
             world.plan_fault(fault);
         }
@@ -353,6 +370,8 @@ impl World {
                     self.plan_fault(fault);
                 }
             }
+            Task::Flap(life, until) => self.flap(life, until),
+            Task::Hostile => self.hostile(),
             Task::Heal => self.heal(),
         }
     }
@@ -426,7 +445,9 @@ impl World {
         this.disturbed_at = now;
         self.host_locks.retain(|_, holder| *holder != life);
         self.medium_locks.retain(|_, holder| *holder != life);
-        self.at(again, Task::Start(node));
+        if self.options.mutation != Some(Mutation::GoneForGood) {
+            self.at(again, Task::Start(node));
+        }
     }
 
     fn step(&mut self, node: usize) {
@@ -442,7 +463,22 @@ impl World {
             State::Off => {}
             State::Claiming(..) => self.step_claim(node, local),
             State::Up(engine) => {
-                let step = engine.step();
+                let mut step = engine.step();
+                step.more |= self.options.mutation == Some(Mutation::Spin);
+                this.steps += 1;
+                if this.steps.is_multiple_of(LOAD_STEPS) {
+                    let (load, mut most) = (engine.node().load(), engine.node().load_max());
+                    if self.options.mutation == Some(Mutation::NoRoom) {
+                        most.kept_bytes = 0;
+                    }
+                    if let Some((what, is, may)) = load.exceeds(&most) {
+                        self.finding.get_or_insert(format!(
+                            "node {node} holds {is} of {what}, {may} is the most"
+                        ));
+                    }
+                    let figures = &mut self.disk.lock().figures;
+                    figures.load = figures.load.max(&load);
+                }
                 self.disk.lock().figures.steps += 1;
                 let at = if step.more {
                     Some(self.now + 2 * US)
@@ -466,7 +502,7 @@ impl World {
                 if at != Some(self.now + 2 * US) {
                     self.nodes[node].idle_steps = 0;
                 }
-                self.nodes[node].step_at = at;
+                self.nodes[node].step_at = self.later(at);
                 match step.over {
                     Some(Over::Left) => {
                         let again = self.restart_after();
@@ -484,6 +520,17 @@ impl World {
         }
     }
 
+    /// A timer that goes off too late.
+    fn later(&mut self, at: Option<u64>) -> Option<u64> {
+        let late = self.options.late_steps;
+        if self.phase != Phase::Breaking || late == 0 || self.rng.below(1_000_000) >= late {
+            return at;
+        }
+        self.disk.lock().figures.fault("late timer");
+        let after = self.rng.spread(1, self.options.late_steps_ms) * MS;
+        at.map(|at| at + after)
+    }
+
     pub(crate) fn restart_after(&mut self) -> u64 {
         match self.phase {
             Phase::Breaking => self.rng.spread(MS, 5 * SECOND),
@@ -492,89 +539,7 @@ impl World {
         }
     }
 
-    /// As `stp_host::engine::attach` does it, without its thread.
-    fn step_claim(&mut self, node: usize, now: Time) {
-        loop {
-            let life = self.nodes[node].life;
-            let State::Claiming(claim, medium) = &mut self.nodes[node].state else {
-                return;
-            };
-            while let Some(done) = medium.poll() {
-                let result = done.result.map_err(|_| IoFault { errno: 5 });
-                let (id, buf) = (done.id.0, done.buf);
-                claim.handle_io(now, IoDone { id, buf, result });
-            }
-            if claim.poll_timeout().is_some_and(|at| at <= now) {
-                claim.handle_timeout(now);
-            }
-            if let Some(ask) = claim.poll_ask() {
-                let answer = self.answer(node, life, ask);
-                if let State::Claiming(claim, _) = &mut self.nodes[node].state {
-                    claim.handle_answer(now, answer);
-                }
-                continue;
-            }
-            if let Some(outcome) = claim.outcome() {
-                match outcome {
-                    Ok(claimed) => self.begin(node, claimed),
-                    Err(error) => {
-                        self.say(|| format!("node {node} gets no seat: {error}"));
-                        self.end_life(node, SECOND);
-                    }
-                }
-                return;
-            }
-            let Some(Io { id, place, action }) = claim.poll_io() else {
-                let due = claim.poll_timeout();
-                let this = &mut self.nodes[node];
-                this.step_at = due.map(|at| this.rate.world(at).max(self.now + US));
-                return;
-            };
-            let op = match action {
-                IoAction::Read(buf) => Op::Read { place, buf },
-                IoAction::Write {
-                    data,
-                    units,
-                    durable,
-                } => Op::Write {
-                    place,
-                    data,
-                    units,
-                    durable,
-                },
-            };
-            medium.submit(OpId(id), op);
-        }
-    }
-
-    fn answer(&mut self, node: usize, life: usize, ask: ClaimAsk) -> ClaimAnswer {
-        let locks_of = self.nodes[node].locks_of;
-        let holder = match ask {
-            ClaimAsk::LockHost(seat) => *self.host_locks.entry((locks_of, seat.0)).or_insert(life),
-            ClaimAsk::LockMedium(_) if self.options.locks == Locks::Unsupported => {
-                return ClaimAnswer::Unsupported;
-            }
-            ClaimAsk::LockMedium(seat) => {
-                let holder = *self.medium_locks.entry(seat.0).or_insert(life);
-                let silent = self
-                    .now
-                    .saturating_sub(self.disk.lock().handles[holder].beat_at);
-                if self.options.locks == Locks::Expiring && holder != life && silent > LOCK_LEASE {
-                    self.disk.lock().figures.fault("lock expired");
-                    self.medium_locks.insert(seat.0, life);
-                    return ClaimAnswer::Held;
-                }
-                holder
-            }
-        };
-        if holder == life {
-            ClaimAnswer::Held
-        } else {
-            ClaimAnswer::Busy
-        }
-    }
-
-    fn begin(&mut self, node: usize, claimed: stp_core::Claimed) {
+    pub(crate) fn begin(&mut self, node: usize, claimed: stp_core::Claimed) {
         let nonce = self.rng.next();
         let config = self.config(node, nonce);
         let state = std::mem::replace(&mut self.nodes[node].state, State::Off);
@@ -648,42 +613,6 @@ impl World {
             engine.handle_command(command);
         }
         self.poke(node, US);
-    }
-
-    /// Two lives never hold one seat past the fencing rule.
-    fn check_seats(&mut self, node: usize) {
-        let seat_of = |this: &Node| match &this.state {
-            State::Up(engine) => Some(engine.node().seat()),
-            _ => None,
-        };
-        let Some(seat) = seat_of(&self.nodes[node]) else {
-            return;
-        };
-        let holders: Vec<usize> = (0..self.nodes.len())
-            .filter(|other| seat_of(&self.nodes[*other]) == Some(seat))
-            .collect();
-        if holders.len() < 2 {
-            self.shared_since.remove(&seat.0);
-            return;
-        }
-        if self.options.locks == Locks::Kept {
-            self.find(format!("{holders:?} sit in seat {seat} in spite of locks"));
-        }
-        let disk = self.disk.lock();
-        let disturbed = holders.iter().any(|holder| {
-            let this = &self.nodes[*holder];
-            let handle = &disk.handles[this.life];
-            this.frozen_until > self.now
-                || handle.lost_until > self.now
-                || handle.slow_until > self.now
-        });
-        drop(disk);
-        let since = *self.shared_since.entry(seat.0).or_insert(self.now);
-        if disturbed {
-            self.shared_since.insert(seat.0, self.now);
-        } else if self.now - since > FENCED_WITHIN {
-            self.find(format!("{holders:?} go on sitting in seat {seat}"));
-        }
     }
 
     /// What the engines, sockets and the storage have left to be done.

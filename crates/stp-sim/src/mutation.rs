@@ -1,0 +1,51 @@
+//! Mutations: one thing broken on purpose, to show that a checker notices.
+//!
+//! - Each breaks the engine's input, its output on the way to the checker, or the world's rules for it; a run without
+//!   a finding under a mutation is a checker that cannot fail.
+
+/// What is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The engine hands a program a byte that the other did not write.
+    WrongByte,
+    /// The engine swallows bytes.
+    LostBytes,
+    /// A reset is told as a clean end.
+    FalseEnd,
+    /// A reset that nothing excuses.
+    BareReset,
+    /// A connection is handed over twice.
+    TwiceAccepted,
+    /// Bytes are handed over after the end.
+    DataAfterEnd,
+    /// A write goes to the neighbour's seat.
+    ForeignWrite,
+    /// Locks are granted to everybody.
+    LockForAll,
+    /// A seat's fencing is not seen: nobody reads the directory rightly after a while.
+    BlindToFencing,
+    /// A record is written a second time as it was.
+    RecordAgain,
+    /// A segment changes between its first and a later write.
+    SegmentChanged,
+    /// A segment is written into another slot.
+    WrongSlot,
+    /// Acknowledgements are not heeded by the monitor.
+    UnheededAcks,
+    /// Writes are reported and never land, without end.
+    DeadStorage,
+    /// The engine steps on and on.
+    Spin,
+    /// The engine may hold nothing.
+    NoRoom,
+    /// A program's socket is never closed: its stream stays.
+    LeakedStream,
+    /// A row of the socket table stays in use.
+    LeakedRow,
+    /// A node does not say that it has left.
+    SilentLeave,
+    /// A node that dies does not come back.
+    GoneForGood,
+    /// Transfers are reported never.
+    LostCompletion,
+}

@@ -1,0 +1,128 @@
+//! Each checker can fail: one thing is broken on purpose, and a seed must find it, by the words of that checker.
+
+use stp_sim::{Mutation, Options};
+
+/// Some seed of these must end with a finding that says `words`.
+fn found(mutation: Mutation, words: &str) {
+    let mut others = Vec::new();
+    for seed in 1000..1040 {
+        let mut options = Options::from_seed(seed);
+        options.mutation = Some(mutation);
+        match stp_sim::run(&options, false).finding {
+            Some(finding) if finding.contains(words) => {
+                println!("{mutation:?}: seed {seed}: {finding}");
+                return;
+            }
+            finding => others.extend(finding),
+        }
+    }
+    panic!("{mutation:?} is not found by {words:?}, but by {others:#?}");
+}
+
+#[test]
+fn a_byte_that_nobody_wrote_is_found() {
+    found(Mutation::WrongByte, "a wrong byte");
+}
+
+#[test]
+fn bytes_that_get_lost_are_found() {
+    found(Mutation::LostBytes, "a wrong byte");
+}
+
+#[test]
+fn bytes_after_the_end_are_found() {
+    found(Mutation::DataAfterEnd, "data after the end");
+}
+
+#[test]
+fn a_false_end_is_found() {
+    found(Mutation::FalseEnd, "a clean end after");
+}
+
+#[test]
+fn a_reset_without_an_excuse_is_found() {
+    found(Mutation::BareReset, "reset without an excuse");
+}
+
+#[test]
+fn a_connection_handed_over_twice_is_found() {
+    found(Mutation::TwiceAccepted, "accepted twice");
+}
+
+#[test]
+fn a_write_outside_the_seat_is_found() {
+    found(Mutation::ForeignWrite, "a write outside the own seat");
+}
+
+#[test]
+fn two_nodes_in_one_locked_seat_are_found() {
+    found(Mutation::LockForAll, "in spite of locks");
+}
+
+#[test]
+fn a_node_that_does_not_notice_its_successor_is_found() {
+    found(Mutation::BlindToFencing, "go on sitting in seat");
+}
+
+#[test]
+fn a_record_that_does_not_rise_is_found() {
+    found(Mutation::RecordAgain, "follows");
+}
+
+#[test]
+fn a_segment_that_changes_is_found() {
+    found(
+        Mutation::SegmentChanged,
+        "changed since it was first written",
+    );
+}
+
+#[test]
+fn a_segment_in_the_wrong_slot_is_found() {
+    found(Mutation::WrongSlot, "the slot of another number");
+}
+
+#[test]
+fn a_slot_used_again_too_early_is_found() {
+    found(Mutation::UnheededAcks, "are acknowledged");
+}
+
+#[test]
+fn streams_that_never_end_are_found() {
+    found(Mutation::DeadStorage, "do not end");
+}
+
+#[test]
+fn transfers_without_bounds_are_found() {
+    found(Mutation::LostCompletion, "do not end");
+}
+
+#[test]
+fn an_engine_that_spins_is_found() {
+    found(Mutation::Spin, "spins");
+}
+
+#[test]
+fn an_engine_that_holds_too_much_is_found() {
+    found(Mutation::NoRoom, "is the most");
+}
+
+#[test]
+fn a_stream_that_stays_is_found() {
+    found(Mutation::LeakedStream, "do not end");
+}
+
+#[test]
+fn a_row_that_stays_is_found() {
+    found(Mutation::LeakedRow, "rows of its socket table");
+}
+
+#[test]
+fn a_node_that_leaves_silently_is_found() {
+    found(Mutation::SilentLeave, "its record says");
+}
+
+#[test]
+fn a_node_that_does_not_come_back_is_found() {
+    found(Mutation::GoneForGood, "got no seat");
+}
