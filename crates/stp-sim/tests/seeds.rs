@@ -21,7 +21,7 @@ fn some_dozen_seeds_find_nothing() {
 /// Two claimers of a dead node's seat destroyed each other's claims in turn.
 #[test]
 fn seeds_of_all_faults_that_found_something_find_nothing_more() {
-    run([230_004]);
+    run([230_004, 270_079, 300_005]);
 }
 
 /// Two nodes answered each other's acknowledgements for ever; scarce looks starved a link and the
