@@ -10,6 +10,8 @@
     reason = "the names are C's; a program's pointers are checked by the kernel, and the man pages say what they mean"
 )]
 
+mod translate;
+
 use std::cell::RefCell;
 use std::ffi::CString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
