@@ -94,6 +94,11 @@ const LICENCES: &[&str] = &[
 const DUPLICATES: &[&str] = &[
     // Derive macros of zerocopy and serde, at build time only.
     "syn",
+    // Of the models' explorer (stateright), in tests only.
+    "getrandom",
+    "hashbrown",
+    "rand",
+    "rand_core",
 ];
 
 /// Files that must be there, and a word that each must hold.
