@@ -56,24 +56,26 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     if args.detach {
         return crate::run::detach(global);
     }
-    // Before there is a second thread.
-    let private = stp_host::run::namespace::ensure().map_err(CliError::new);
     let system = global.system_name()?;
-    let volume = stp_host::volume::open(&global.volume_spec()?).map_err(CliError::new)?;
+    let spec = global.volume_spec()?;
+    let looked_at = stp_host::volume::open_read_only(&spec).map_err(CliError::new)?;
+    let superblock = *looked_at.superblock();
+    drop(looked_at);
     let mut run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
     if let Some(group) = &args.group_access {
         run_dir.share(group_id(group)?).map_err(CliError::new)?;
     }
-    let superblock = *volume.superblock();
     let dir = run_dir
         .system(superblock.volume, &system)
         .map_err(CliError::new)?;
+    // Before there is a second thread.
+    let private = stp_host::run::namespace::ensure(&dir).map_err(CliError::new);
     if args.keep {
         private?;
-        drop(volume);
         return crate::run::keep(global, &dir);
     }
     refuse_second(&dir)?;
+    let volume = stp_host::volume::open(&spec).map_err(CliError::new)?;
     let signals = EndSignals::watch()?;
     raise_descriptor_limit();
     match private {

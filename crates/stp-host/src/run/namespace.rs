@@ -2,22 +2,26 @@
 //!
 //! - Made by the engine's process before it has a second thread, and by nobody else. Nothing of the outer namespace changes.
 //! - Root takes a network namespace alone; everybody else a user namespace with it, in which the user stays who it is.
+//! - The next engine finds the one before it by a program that still lives there, so that programs outlive their engine.
 //! - Programs under `stp run` enter it by descriptors that the engine hands out.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::sys;
+use crate::rendezvous::SystemDir;
 
+const OWN: &str = "/proc/self/ns/net";
 const LOOPBACK: &str = "lo";
 const UP: i16 = libc::IFF_UP as i16;
 
 /// Sees to it that this process has loopback: `true` if it took a namespace of its own for that.
-pub fn ensure() -> io::Result<bool> {
+pub fn ensure(dir: &SystemDir) -> io::Result<bool> {
     if has_loopback() {
         return Ok(false);
     }
@@ -29,6 +33,9 @@ pub fn ensure() -> io::Result<bool> {
             ),
         ));
     }
+    if enter_earlier(dir) {
+        return Ok(true);
+    }
     take().map_err(|error| {
         io::Error::new(
             error.kind(),
@@ -37,7 +44,50 @@ pub fn ensure() -> io::Result<bool> {
             ),
         )
     })?;
+    // Losing it costs only what the next engine would know.
+    if let Ok(found) = rustix::fs::stat(OWN) {
+        let _ = fs::write(note(dir), format!("{} {}\n", found.st_dev, found.st_ino));
+    }
     Ok(true)
+}
+
+fn note(dir: &SystemDir) -> PathBuf {
+    dir.path().join("run.namespace")
+}
+
+/// Goes where the engine before this one was, if a process still lives there.
+fn enter_earlier(dir: &SystemDir) -> bool {
+    let Ok(noted) = fs::read_to_string(note(dir)) else {
+        return false;
+    };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
+    for process in processes.flatten() {
+        let network = process.path().join("ns/net");
+        let Ok(found) = rustix::fs::stat(&network) else {
+            continue;
+        };
+        if format!("{} {}", found.st_dev, found.st_ino) != noted.trim() {
+            continue;
+        }
+        let Ok(network) = File::open(&network) else {
+            continue;
+        };
+        if move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).is_ok() {
+            return has_loopback();
+        }
+        // Its user namespace comes first where the user is not root.
+        let users = File::open(process.path().join("ns/user"));
+        let entered = users.is_ok_and(|users| {
+            move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User)).is_ok()
+        });
+        let kind = Some(LinkNameSpaceType::Network);
+        if entered && move_into_link_name_space(network.as_fd(), kind).is_ok() {
+            return has_loopback();
+        }
+    }
+    false
 }
 
 /// Whether loopback is up here. In a fresh namespace the kernel lets a socket be bound to it even if it is not.
