@@ -89,10 +89,19 @@ int STPsetopt(int s, int option, const void *value, socklen_t len);
 /* Options of a socket. */
 #define STP_OPT_CONNECT_MS 11 /* uint32_t: how long connecting may take; 0: as long as the engine waits */
 #define STP_OPT_TCP_END    12 /* uint32_t: 1: the end of the bytes counts as meant however the program ends */
+#define STP_OPT_GIFT_FD    13 /* uint32_t, only told: a descriptor, readable once the socket's gift is settled */
 
 #define STP_ENGINE_AUTO     0 /* the host's shared engine if one runs, else one in this process */
 #define STP_ENGINE_EMBEDDED 1
 #define STP_ENGINE_SHARED   2
+
+/*
+ * A connected socket moves to another program, of this system or another, which goes on at the exact byte in both
+ * directions. The giver may then only close it; STPgiven tells what became of the gift.
+ */
+int STPgivesocket(int s, const char *taker, int timeout_ms);
+int STPgiven(int s, int timeout_ms);
+int STPtakesocket(const char *name, int timeout_ms);
 
 /*
  * What this thread's last failed STP call has to say beyond errno: one of the numbers below, and a sentence that

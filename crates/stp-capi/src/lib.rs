@@ -290,6 +290,27 @@ pub unsafe extern "C" fn STPsetopt(
     done(|| calls::set(s, option, value, len))
 }
 
+/// `STPgivesocket`(3).
+// SAFETY: names that begin with STP are this library's own.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn STPgivesocket(s: c_int, taker: *const c_char, timeout: c_int) -> c_int {
+    done(|| calls::give(s, taker, timeout))
+}
+
+/// `STPgiven`(3).
+// SAFETY: names that begin with STP are this library's own.
+#[unsafe(no_mangle)]
+pub extern "C" fn STPgiven(s: c_int, timeout: c_int) -> c_int {
+    done(|| calls::given(s, timeout))
+}
+
+/// `STPtakesocket`(3).
+// SAFETY: names that begin with STP are this library's own.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn STPtakesocket(name: *const c_char, timeout: c_int) -> c_int {
+    call(|| calls::take(name, timeout))
+}
+
 /// `STPerror`(3).
 // SAFETY: names that begin with STP are this library's own.
 #[unsafe(no_mangle)]

@@ -119,6 +119,7 @@ fn the_headers_numbers_are_the_librarys() {
         ("STP_OPT_DEAD_MS", number::DEAD_MS),
         ("STP_OPT_CONNECT_MS", number::CONNECT_MS),
         ("STP_OPT_TCP_END", number::TCP_END),
+        ("STP_OPT_GIFT_FD", number::GIFT_FD),
     ];
     for (name, number) in options {
         assert_eq!(value(name), i64::from(number), "{name}");

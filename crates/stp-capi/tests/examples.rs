@@ -58,3 +58,54 @@ fn echo_across_two_systems_and_within_one() {
     }
     lab.prove();
 }
+
+/// A stream of alpha's, accepted on beta and given after its first line: to a program of beta, then one of gamma.
+#[test]
+fn a_socket_moves_to_another_program_and_to_another_system() {
+    let systems = ["alpha", "beta", "gamma"];
+    let Some(lab) = Lab::with("give and take in C", Kind::File, &systems, Net::None) else {
+        return;
+    };
+    let [alpha, beta, gamma] = lab.hosts();
+    let (give, take) = (example("give", "gcc"), example("take", "gcc"));
+    let client = example("echo_client", "gcc");
+    let input = lab.folder().join("hosts/alpha/input");
+    let rest: String = (0..200_000).map(|line| format!("line {line}\n")).collect();
+    std::fs::write(&input, format!("mine\n{rest}")).unwrap();
+    for (taker, to) in [(beta, "worker"), (gamma, "gamma/worker")] {
+        let mut giver = beta.cmd(&give).args(["0", to]).spawn();
+        let taken = taker.cmd(&take).arg("worker").spawn();
+        let address = giver.wait_out("its address", |out| {
+            let line = out
+                .lines()
+                .find_map(|line| line.strip_prefix("listening on "))?;
+            Some(line.to_owned())
+        });
+        let ran = alpha.cmd(&client).arg(&address).stdin_file(&input).ok();
+        assert!(
+            ran.text() == format!("hello\n{rest}"),
+            "{to}: {} bytes came back of {}",
+            ran.out.len(),
+            rest.len() + 6
+        );
+        let giver = giver.ok();
+        assert!(
+            giver
+                .text()
+                .contains(&format!("given to {to} after 5 bytes")),
+            "{giver}"
+        );
+        let taken = taken.ok();
+        assert!(
+            taken.text().starts_with("took the stream of alpha:"),
+            "{taken}"
+        );
+        assert!(
+            taken
+                .text()
+                .ends_with(&format!("and {} bytes of it\n", rest.len())),
+            "{taken}"
+        );
+    }
+    lab.prove();
+}

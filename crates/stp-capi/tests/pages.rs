@@ -103,3 +103,33 @@ fn the_pages_are_in_form() {
         );
     }
 }
+
+#[test]
+fn the_table_of_options_is_the_codes() {
+    use stp_posix::calls::{Kind, SOCKET_OPTIONS};
+    let page = std::fs::read_to_string(here().join("../../docs/C.md")).unwrap();
+    let (_, rest) = page
+        .split_once(&format!(
+            "<!-- table: {} -->",
+            "socket options of the C library"
+        ))
+        .unwrap();
+    let (table, _) = rest.split_once("<!-- end -->").unwrap();
+    let rows: Vec<&str> = table.trim().lines().skip(2).collect();
+    let expected: Vec<String> = SOCKET_OPTIONS
+        .iter()
+        .map(|(name, _, kind)| {
+            let kind = match kind {
+                Kind::Same => "same",
+                Kind::Differs => "differs",
+                Kind::Told => "told",
+            };
+            format!("| `{name}` | {kind} |")
+        })
+        .collect();
+    assert_eq!(rows, expected);
+    let man = std::fs::read_to_string(here().join("man/STPgetsockopt.3")).unwrap();
+    for (name, ..) in SOCKET_OPTIONS {
+        assert!(man.contains(name), "{name} is not in STPgetsockopt(3)");
+    }
+}

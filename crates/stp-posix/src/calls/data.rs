@@ -5,7 +5,7 @@
 //! - A stream that broke is `ECONNRESET` after every byte that had arrived, never an end of file. A send tells it
 //!   once; from then on it is `EPIPE` and `SIGPIPE`, as with TCP.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use libc::{c_int, c_void, iovec};
@@ -66,11 +66,17 @@ fn used_here(
     look: impl FnOnce(&mut Phase) -> Option<Fault>,
 ) -> Option<Fault> {
     let pid = std::process::id();
-    let (fault, foreign) = table::with(socket, |state| (look(&mut state.phase), state.user != pid));
+    let (fault, foreign, gift) = table::with(socket, |state| {
+        let foreign = state.user != pid;
+        (look(&mut state.phase), foreign, state.gift.clone())
+    });
     if foreign {
         socket.touch();
     }
-    fault
+    match gift {
+        Some(gift) if fault.is_none() => super::give::may_use(&gift),
+        _ => fault,
+    }
 }
 
 fn not_connected() -> Fault {
@@ -310,26 +316,71 @@ pub fn shutdown(fd: RawFd, how: c_int) -> Outcome<()> {
     }
 }
 
-/// `STPpoll`: the kernel's, and `POLLERR` where a stream broke.
+/// `STPpoll`: the kernel's, `POLLERR` where a stream broke, and `POLLPRI` where a gift is settled.
 pub fn poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout_ms: c_int) -> Outcome<c_int> {
-    // SAFETY: the kernel checks the program's memory.
-    let ready = unsafe { libc::poll(fds, count, timeout_ms) };
-    if ready < 0 {
-        return Err(Fault::last());
+    let kernel = |fds: *mut libc::pollfd, count: usize| {
+        // SAFETY: the kernel checks the program's memory.
+        let ready = unsafe { libc::poll(fds, count as libc::nfds_t, timeout_ms) };
+        if ready < 0 {
+            Err(Fault::last())
+        } else {
+            Ok(ready)
+        }
+    };
+    if !table::any_gifts() {
+        let ready = kernel(fds, count as usize)?;
+        if ready > 0 {
+            // SAFETY: the kernel has just read and written all of it.
+            add_errors(unsafe { std::slice::from_raw_parts_mut(fds, count as usize) });
+        }
+        return Ok(ready);
     }
-    if ready > 0 {
-        // SAFETY: the kernel has just read and written all of it.
-        let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
-        for polled in fds
-            .iter_mut()
-            .filter(|polled| polled.revents & libc::POLLHUP != 0)
-        {
-            if is_broken(polled.fd) {
-                polled.revents |= libc::POLLERR | (polled.events & libc::POLLOUT);
-            }
+    let mut all = program_fds(fds, count as usize)?;
+    let wanted = |polled: &&libc::pollfd| polled.events & libc::POLLPRI != 0;
+    let gifts = super::give::gifts(all.iter().filter(wanted).map(|polled| polled.fd));
+    all.extend(gifts.iter().map(|(_, gift)| libc::pollfd {
+        fd: gift.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    }));
+    kernel(all.as_mut_ptr(), all.len())?;
+    let notices = all.split_off(count as usize);
+    for ((fd, _), notice) in gifts.iter().zip(&notices) {
+        let settled = notice.revents != 0;
+        for polled in all.iter_mut().filter(|p| settled && p.fd == *fd) {
+            polled.revents |= libc::POLLPRI & polled.events;
         }
     }
-    Ok(ready)
+    add_errors(&mut all);
+    // SAFETY: plain data, read as bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(all.as_ptr().cast(), size_of_val(&all[..])) };
+    super::memory::write(fds.cast(), bytes)?;
+    Ok(all.iter().filter(|polled| polled.revents != 0).count() as c_int)
+}
+
+fn program_fds(fds: *mut libc::pollfd, count: usize) -> Outcome<Vec<libc::pollfd>> {
+    if count > 1 << 20 {
+        return Err(Fault::plain(libc::EINVAL));
+    }
+    let none = libc::pollfd {
+        fd: -1,
+        events: 0,
+        revents: 0,
+    };
+    let mut all = vec![none; count];
+    // SAFETY: plain data, any bytes are a `pollfd`.
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut(all.as_mut_ptr().cast(), size_of_val(&all[..])) };
+    super::memory::read(fds.cast(), bytes)?;
+    Ok(all)
+}
+
+fn add_errors(fds: &mut [libc::pollfd]) {
+    for polled in fds.iter_mut().filter(|p| p.revents & libc::POLLHUP != 0) {
+        if is_broken(polled.fd) {
+            polled.revents |= libc::POLLERR | (polled.events & libc::POLLOUT);
+        }
+    }
 }
 
 /// Whether a stream whose both halves are over broke: nothing is taken away by asking.
@@ -341,12 +392,12 @@ fn is_broken(fd: RawFd) -> bool {
     let (failed, asks) = table::with(&socket, |state| {
         let failed = matches!(state.phase, Phase::Failed(Some(_)));
         let asks = matches!(state.phase, Phase::Connected) && !state.break_told;
-        (failed, asks && !state.read_shut)
+        (failed, asks && !state.read_shut && state.gift.is_none())
     });
     failed || asks && peer_end(&socket).is_some()
 }
 
-/// `STPselect`: the kernel's.
+/// `STPselect`: the kernel's; a settled gift is an exception.
 pub fn select(
     count: c_int,
     read: *mut libc::fd_set,
@@ -354,11 +405,58 @@ pub fn select(
     except: *mut libc::fd_set,
     timeout: *mut libc::timeval,
 ) -> Outcome<c_int> {
-    // SAFETY: the kernel checks the program's memory.
-    let ready = unsafe { libc::select(count, read, write, except, timeout) };
-    if ready < 0 {
-        Err(Fault::last())
+    let gifts = if except.is_null() || !table::any_gifts() {
+        Vec::new()
     } else {
-        Ok(ready)
+        // SAFETY: plain data; read by the kernel first.
+        let set = unsafe {
+            let mut set: libc::fd_set = std::mem::zeroed();
+            let bytes = std::slice::from_raw_parts_mut((&raw mut set).cast(), size_of_val(&set));
+            super::memory::read(except.cast(), bytes)?;
+            set
+        };
+        let most = count.clamp(0, libc::FD_SETSIZE as c_int);
+        // SAFETY: below the set's size.
+        let wanted = (0..most).filter(|fd| unsafe { libc::FD_ISSET(*fd, &set) });
+        super::give::gifts(wanted)
+    };
+    let too_far =
+        |(_, gift): &(RawFd, Arc<stp::Gift>)| gift.as_raw_fd() >= libc::FD_SETSIZE as RawFd;
+    if gifts.is_empty() || gifts.iter().any(too_far) {
+        // SAFETY: the kernel checks the program's memory.
+        let ready = unsafe { libc::select(count, read, write, except, timeout) };
+        return if ready < 0 {
+            Err(Fault::last())
+        } else {
+            Ok(ready)
+        };
     }
+    let mut last = count;
+    // SAFETY: the program's set was just read, and is its own; the numbers are below the set's size.
+    let ready = unsafe {
+        for (_, gift) in &gifts {
+            let notice = gift.as_raw_fd();
+            libc::FD_SET(notice, except);
+            last = last.max(notice + 1);
+        }
+        libc::select(last, read, write, except, timeout)
+    };
+    if ready < 0 {
+        return Err(Fault::last());
+    }
+    let mut ready = ready;
+    for (fd, gift) in &gifts {
+        // SAFETY: as above.
+        unsafe {
+            let notice = gift.as_raw_fd();
+            if libc::FD_ISSET(notice, except) {
+                libc::FD_CLR(notice, except);
+                if libc::FD_ISSET(*fd, except) {
+                    ready -= 1;
+                }
+                libc::FD_SET(*fd, except);
+            }
+        }
+    }
+    Ok(ready)
 }

@@ -189,6 +189,8 @@ pub(super) fn without_signals<T>(work: impl FnOnce() -> T) -> T {
 extern "C" fn at_exit() {
     // Nothing may unwind into the C library's exit.
     let _ = std::panic::catch_unwind(|| {
+        // Also in a forked child that has only used what it inherited.
+        table::close_all();
         // Another thread may hold the lock for long; then the engine ends as in a crash.
         let open = match place().try_lock() {
             Ok(mut home) => home.open.take(),
@@ -201,7 +203,6 @@ extern "C" fn at_exit() {
             std::mem::forget(group);
             return;
         }
-        table::close_all();
         // The last one: the engine delivers what is closed, within its linger time.
         drop(group);
     });

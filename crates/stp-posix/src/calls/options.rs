@@ -75,6 +75,8 @@ pub mod number {
     pub const CONNECT_MS: c_int = 11;
     /// The end of this socket's bytes counts as meant however the program ends. Of a socket.
     pub const TCP_END: c_int = 12;
+    /// The descriptor that tells of the socket's gift. Of a socket, and only told.
+    pub const GIFT_FD: c_int = 13;
 }
 
 fn unknown(level: c_int, name: c_int) -> Fault {
@@ -266,6 +268,7 @@ pub fn get(fd: RawFd, option: c_int, to: *mut c_void, len: *mut socklen_t) -> Ou
             let socket = of_socket(fd)?;
             whole(u32::from(table::with(&socket, |state| state.tcp_end)))
         }
+        number::GIFT_FD => whole(super::give::notice(fd)? as u32),
         option => Err(no_option(option)),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use libc::{c_int, c_void, socklen_t};
 use stp::door::{self, Fate};
-use stp::{Addr, Group};
+use stp::{Addr, Gift, Group};
 use stp_host::rendezvous::{PortFile, Reservation};
 
 use super::fault::{Code, Fault, Outcome};
@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) ended: Option<Option<Fault>>,
     /// Its end counts as meant even if the program dies, as TCP has it.
     pub(super) tcp_end: bool,
+    /// The last gift that was made of it.
+    pub(super) gift: Option<Arc<Gift>>,
     /// How long connecting may take.
     pub(super) connect_ms: u32,
     /// Options that accepted and renewed sockets inherit.
@@ -97,6 +99,7 @@ impl Socket {
                 break_told: false,
                 ended: None,
                 tcp_end: false,
+                gift: None,
                 connect_ms: 0,
                 options: Vec::new(),
             }),
@@ -184,7 +187,10 @@ impl Socket {
                 door::calls(&group).unlisten(file.port());
             }
         }
-        match fate {
+        // What was given is ended by whoever owns it now.
+        let gift = table::with(self, |state| state.gift.take());
+        let may_mark = gift.is_none_or(|gift| door::may_mark(&gift));
+        match fate.filter(|_| may_mark) {
             Some(fate) if aborts => fate.abort(),
             Some(fate) => fate.mark(),
             None => {}

@@ -8,6 +8,7 @@
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::fault::{Code, Fault, Outcome};
@@ -25,6 +26,17 @@ struct Entry {
     socket: Arc<Socket>,
     /// Numbers under which it is known.
     numbers: usize,
+}
+
+/// Whether this process has ever given a socket: who never did pays nothing.
+static GIVEN: AtomicBool = AtomicBool::new(false);
+
+pub(super) fn any_gifts() -> bool {
+    GIVEN.load(Ordering::Relaxed)
+}
+
+pub(super) fn gift_made() {
+    GIVEN.store(true, Ordering::Relaxed);
 }
 
 static TABLE: RwLock<Option<Table>> = RwLock::new(None);
@@ -77,6 +89,16 @@ pub(super) fn with<T>(socket: &Socket, work: impl FnOnce(&mut State) -> T) -> T 
     let _table = read();
     let mut state = socket.state.lock().unwrap_or_else(PoisonError::into_inner);
     work(&mut state)
+}
+
+/// How many descriptors of this socket are known.
+pub(super) fn copies(fd: RawFd) -> usize {
+    let Ok(inode) = inode(fd) else {
+        return 0;
+    };
+    let table = read();
+    let entry = table.as_ref().and_then(|table| table.sockets.get(&inode));
+    entry.map_or(0, |entry| entry.numbers)
 }
 
 /// Makes a descriptor known.
