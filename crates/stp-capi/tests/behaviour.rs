@@ -118,7 +118,7 @@ fn two_programs_of_one_system() {
 #[test]
 fn two_systems_with_engines_of_their_own() {
     if let Some(lab) = lab("behaviour between systems") {
-        run("there", &lab, true, &[]);
+        run("there", &lab, true, &["urgent"]);
     }
 }
 
@@ -142,5 +142,5 @@ fn two_systems_with_shared_engines() {
         let mut sockets = volumes.flatten().map(|v| v.path().join("beta/engine.sock"));
         sockets.any(|socket| socket.exists()).then_some(())
     });
-    run("there", &lab, true, &[]);
+    run("there", &lab, true, &["urgent"]);
 }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use super::fault::{Code, Fault, Outcome};
 use super::home;
@@ -27,6 +28,9 @@ struct Entry {
     /// Numbers under which it is known.
     numbers: usize,
 }
+
+/// How often `exit` tries to get the lock, a millisecond apart.
+const EXIT_TRIES_MAX: u32 = 100;
 
 /// Whether this process has ever given a socket: who never did pays nothing.
 static GIVEN: AtomicBool = AtomicBool::new(false);
@@ -148,10 +152,17 @@ impl Table {
     }
 }
 
-/// Every socket, in no order; the table is empty afterwards.
+/// Closes every socket, in no order, while the program exits.
 pub(super) fn close_all() {
-    let table = write().take();
-    let Some(table) = table else {
+    // A signal's handler that calls `exit` may have interrupted this very thread while it held the lock.
+    let table = (0..EXIT_TRIES_MAX).find_map(|_| match TABLE.try_write() {
+        Ok(mut table) => Some(table.take()),
+        Err(_) => {
+            std::thread::sleep(Duration::from_millis(1));
+            None
+        }
+    });
+    let Some(table) = table.flatten() else {
         return;
     };
     for (number, inode) in &table.numbers {
