@@ -299,8 +299,6 @@ impl Disk {
                 if self.mutation == Some(Mutation::LostCompletion) && self.written > 500 {
                     return None;
                 }
-                let blind = self.mutation == Some(Mutation::BlindToFencing);
-                let fails = fails || (blind && read.is_some() && self.overtaken(handle));
                 let this = &mut self.handles[handle];
                 this.under_way -= 1;
                 if beat && !fails {

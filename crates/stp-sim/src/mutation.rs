@@ -22,8 +22,6 @@ pub enum Mutation {
     ForeignWrite,
     /// Locks are granted to everybody.
     LockForAll,
-    /// A seat's fencing is not seen: nobody reads the directory rightly after a while.
-    BlindToFencing,
     /// A record is written a second time as it was.
     RecordAgain,
     /// A segment changes between its first and a later write.

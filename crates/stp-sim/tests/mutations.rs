@@ -60,11 +60,6 @@ fn two_nodes_in_one_locked_seat_are_found() {
 }
 
 #[test]
-fn a_node_that_does_not_notice_its_successor_is_found() {
-    found(Mutation::BlindToFencing, "go on sitting in seat");
-}
-
-#[test]
 fn a_record_that_does_not_rise_is_found() {
     found(Mutation::RecordAgain, "follows");
 }
@@ -88,8 +83,8 @@ fn a_slot_used_again_too_early_is_found() {
 }
 
 #[test]
-fn streams_that_never_end_are_found() {
-    found(Mutation::DeadStorage, "do not end");
+fn a_storage_that_takes_nothing_any_more_is_found() {
+    found(Mutation::DeadStorage, "failed without an excuse");
 }
 
 #[test]
