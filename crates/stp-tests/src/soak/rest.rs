@@ -106,14 +106,20 @@ impl Soak {
         serde_json::from_str(&ran.text()).unwrap_or_else(|error| panic!("{error}: {ran}"))
     }
 
+    /// Sockets of living nodes. A dead node's table stays readable until its seat is taken again.
     fn sockets(&self, wanted: impl Fn(&str) -> bool) -> usize {
-        let report = self.report(&["ss", "--all", "--quick"]);
-        let sockets = report["sockets"].as_array();
-        let states = sockets
-            .into_iter()
-            .flatten()
-            .filter_map(|socket| socket["state"].as_str());
-        states.filter(|state| wanted(state)).count()
+        let report = self.report(&["ss", "--all"]);
+        let list = |name: &str| report[name].as_array().cloned().unwrap_or_default();
+        let nodes = list("nodes");
+        let lives = |seat: &Value| {
+            let node = nodes.iter().find(|node| node["seat"] == *seat);
+            node.is_some_and(|node| node["state"] == "up")
+        };
+        list("sockets")
+            .iter()
+            .filter(|socket| lives(&socket["seat"]))
+            .filter(|socket| socket["state"].as_str().is_some_and(&wanted))
+            .count()
     }
 
     fn seats(&self) -> Vec<(String, String)> {
