@@ -374,7 +374,7 @@ fn stp_binary() -> PathBuf {
 }
 
 /// A program of the same build.
-fn sibling(name: &str) -> PathBuf {
+pub(crate) fn sibling(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("own path");
     let folder = own.ancestors().find(|folder| folder.join(name).is_file());
     let folder = folder.unwrap_or_else(|| {

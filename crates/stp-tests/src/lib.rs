@@ -12,6 +12,7 @@ mod host;
 pub mod pattern;
 mod skip;
 pub mod soak;
+mod source;
 mod spawn;
 mod stage;
 mod volume;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 pub use host::{Host, Net};
 pub use skip::{skip, skip_part};
+pub use source::debian_source;
 pub use spawn::{Cmd, Proc, Ran};
 pub use stage::{Stage, Transport, find_program};
 pub use volume::{Kind, Volume};
