@@ -158,7 +158,13 @@ pub fn files(names: &[String], ports: &[u16]) -> Vec<String> {
             .is_some_and(|seat| seat.parse::<u16>().is_ok());
         matches!(
             file,
-            "host-id" | "engine.sock" | "engine.lock" | "lock" | "run.sock" | "run.key"
+            "host-id"
+                | "engine.sock"
+                | "engine.lock"
+                | "lock"
+                | "run.sock"
+                | "run.key"
+                | "run.namespace"
         ) || port.is_some_and(|port| ports.contains(&port))
             || seat
     };
