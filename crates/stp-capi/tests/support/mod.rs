@@ -97,7 +97,7 @@ pub(crate) fn compile(source: &Path, name: &str, how: How<'_>) -> PathBuf {
 }
 
 /// What `pkg-config` says, and how to find the library when the program runs.
-pub fn pkg_config(fixed: bool) -> Vec<String> {
+pub(crate) fn pkg_config(fixed: bool) -> Vec<String> {
     let lib = prefix().join("lib");
     if fixed {
         // By its name, so that the shared one is not found first.
