@@ -60,7 +60,10 @@ fn the_pages_and_the_header_name_the_same_calls_and_constants() {
 #[test]
 fn every_call_has_a_page_of_its_name_once_installed() {
     let map = std::fs::read_to_string(here().join("stp.map")).unwrap();
-    for name in xtask::install::exports(&map) {
+    // What stp/translate.h calls is behind its macros, and no program's to call.
+    let mut calls = xtask::install::exports(&map);
+    calls.retain(|name| !name.starts_with("stp_translate_"));
+    for name in calls {
         let page = prefix().join(format!("share/man/man3/{name}.3"));
         let text = std::fs::read_to_string(&page).unwrap_or_else(|e| panic!("{name}: {e}"));
         if let Some(other) = text.strip_prefix(".so man3/") {
