@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::{Outcome, Outcomes, Over, Stage, Suite, run_within};
@@ -16,8 +18,9 @@ pub(super) const MISSING: &str =
 
 const DRIVER: &str = include_str!("driver.py");
 
-/// Files of the test package.
+/// Files of the test package, the longest first.
 const FILES: &[&str] = &[
+    "test_asyncio",
     "test_socket",
     "test_socketserver",
     "test_ssl",
@@ -25,7 +28,6 @@ const FILES: &[&str] = &[
     "test_selectors",
     "test_epoll",
     "test_poll",
-    "test_asyncio",
     "test_asyncore",
     "test_asynchat",
     "test_ftplib",
@@ -50,8 +52,11 @@ const SHORT: &str = "^test_socket\\.(?!.*(VSOCK|UDP|UDPLITE|RDS|SCTP|CAN|Bluetoo
     Sendfile|SendmsgTCP|Recvmsg(Into)?TCP|SendmsgStream|InheritanceTest|NonblockConstant|ContextManager|TCPCloser|\
     GeneralModuleTests|SendRecvFdsTests|CreateServer|InterruptedRecvTimeout)";
 
+/// How many files run beside each other.
+const BESIDE: usize = 3;
+
 /// How long a file may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The suite.
 pub(super) struct Cpython {
@@ -92,6 +97,29 @@ impl Cpython {
         Ok(None)
     }
 
+    /// All files, some beside each other: they mostly wait. As root each has a network of its own; else one at a time.
+    fn run_files(&self, stage: &Stage, over: Over) -> Result<Outcomes, Error> {
+        let next = AtomicUsize::new(0);
+        let all = Mutex::new(Ok(Outcomes::new()));
+        let work = || {
+            while let Some(file) = FILES.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let ran = self.run_file(stage, over, file, ALL);
+                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                match (ran, &mut *all) {
+                    (Ok(mut outcomes), Ok(all)) => all.append(&mut outcomes),
+                    (Err(error), all) => *all = Err(error),
+                    (Ok(_), Err(_)) => {}
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..if repo::is_root() { BESIDE } else { 1 } {
+                scope.spawn(work);
+            }
+        });
+        all.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run_file(
         &self,
         stage: &Stage,
@@ -99,9 +127,9 @@ impl Cpython {
         file: &str,
         pattern: &str,
     ) -> Result<Outcomes, Error> {
-        let driver = stage.folder().join("driver.py");
+        let driver = stage.folder().join(format!("{file}.{over:?}.py"));
         std::fs::write(&driver, DRIVER)?;
-        let results = stage.folder().join("results");
+        let results = stage.folder().join(format!("{file}.{over:?}.results"));
         let _ = std::fs::remove_file(&results);
         let log = std::fs::File::create(stage.folder().join(format!("{file}.{over:?}.log")))?;
         let mut command = stage.command(over, &self.python);
@@ -152,9 +180,7 @@ impl Suite for Cpython {
         } else if self.short {
             outcomes = self.run_file(stage, over, "test_socket", SHORT)?;
         } else {
-            for file in FILES {
-                outcomes.append(&mut self.run_file(stage, over, file, ALL)?);
-            }
+            outcomes = self.run_files(stage, over)?;
         }
         Ok(outcomes)
     }
