@@ -271,6 +271,8 @@ impl World {
             || self.nodes[client].disturbed_at >= since
             || gapped(client)
             || gapped(server)
+            || disk.overtaken(self.nodes[client].life)
+            || disk.overtaken(self.nodes[server].life)
             || matches!(&why, Some(ConnectFailure::Reset(text)) if text.contains("queue stayed full"));
         if excused && !connection.probe {
             return None;
@@ -299,6 +301,10 @@ impl World {
         self.programs.insert(end, program);
         let after = self.rng.spread(10 * US, 20 * MS);
         self.at(after, crate::world::Task::Accept(node));
+        // The engine may have ended in the step that handed it over, and the queue with it.
+        if self.host.lock().ends[end].closed {
+            self.program_done(end);
+        }
     }
 
     pub(crate) fn accept(&mut self, node: usize) {
