@@ -159,6 +159,8 @@ fn build(plan: &Plan) -> Result<PathBuf, Error> {
 
 /// Links the shared library: everything that `map` names, and nothing else to be seen.
 fn link(archive: &Path, map: &Path, to: &Path) -> Result<(), Error> {
+    // A program that is being started may have the library of before in its search path: it never sees half of one.
+    let beside = to.with_extension(format!("new-{}", std::process::id()));
     let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
     let mut cc = Command::new(&compiler);
     cc.args([
@@ -169,7 +171,7 @@ fn link(archive: &Path, map: &Path, to: &Path) -> Result<(), Error> {
     ])
     .arg(format!("-Wl,-soname,{SONAME}"))
     .arg(format!("-Wl,--version-script={}", map.display()))
-    .args(["-o".as_ref(), to.as_os_str()]);
+    .args(["-o".as_ref(), beside.as_os_str()]);
     for name in exports(&fs::read_to_string(map)?) {
         cc.arg(format!("-Wl,-u,{name}"));
     }
@@ -181,7 +183,7 @@ fn link(archive: &Path, map: &Path, to: &Path) -> Result<(), Error> {
         )
     })?;
     if output.status.success() {
-        return Ok(());
+        return Ok(fs::rename(&beside, to)?);
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(format!("linking {SONAME}: {said}").into())
