@@ -116,26 +116,32 @@ fn netcat(how: Build) {
     let (client, server) = (place.client(), place.server());
     let up = make_file(&client.path("up"), 1, 5_000_003);
     let down = make_file(&server.path("down"), 2, 3_000_001);
-    let port = 17_400.to_string();
-    let mut listener = server
-        .cmd(&nc)
-        .args(["-l", "-p", &port, "-q", "5"])
-        .stdin_file(&down)
-        .stdout_file(&server.path("got-up"))
-        .spawn();
-    server.wait_tcp(17_400, &mut listener);
-    let ran = wait_for("a connection of netcat", HANG, || {
-        let ran = client
-            .cmd(&nc)
-            .args(["-q", "5", place.server, &port])
-            .stdin_file(&up)
-            .stdout_file(&client.path("got-down"))
-            .run();
-        // Until the port stands on the volume it is refused.
-        (!ran.err.contains("refused")).then_some(ran)
-    });
-    assert!(ran.status.success(), "{ran}");
-    listener.ok();
+    // One way at a time: netcat ends a connection at the end of its own input (-q 0), or when the peer does.
+    let session = |port: u16, server_sends: bool| {
+        let port_text = port.to_string();
+        let listen = server.cmd(&nc).args(["-l", "-p", &port_text]);
+        let mut listener = if server_sends {
+            listen.args(["-q", "0"]).stdin_file(&down).spawn()
+        } else {
+            listen.stdout_file(&server.path("got-up")).spawn()
+        };
+        server.wait_tcp(port, &mut listener);
+        let ran = wait_for("a connection of netcat", HANG, || {
+            let call = client.cmd(&nc);
+            let call = if server_sends {
+                call.stdout_file(&client.path("got-down"))
+            } else {
+                call.args(["-q", "0"]).stdin_file(&up)
+            };
+            let ran = call.args([place.server, &port_text]).run();
+            // Until the port stands on the volume it is refused.
+            (!ran.err.contains("refused")).then_some(ran)
+        });
+        assert!(ran.status.success(), "{ran}");
+        listener.ok();
+    };
+    session(17_400, false);
+    session(17_401, true);
     let same = |a: &Path, b: &Path| std::fs::read(a).unwrap() == std::fs::read(b).unwrap();
     assert!(same(&up, &server.path("got-up")), "{how:?}: up differs");
     assert!(

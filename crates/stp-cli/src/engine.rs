@@ -78,13 +78,6 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let volume = stp_host::volume::open(&spec).map_err(CliError::new)?;
     let signals = EndSignals::watch()?;
     raise_descriptor_limit();
-    match private {
-        Ok(false) => {}
-        Ok(true) => say(format_args!(
-            "engine of {system}: no interface is up here: programs under `stp run` get a network namespace of their own"
-        )),
-        Err(error) => say(format_args!("engine of {system}: {error}")),
-    }
     let host = run_dir.host_id().map_err(CliError::new)?;
     let label = volume.spec().to_string();
     let mut config = EngineConfig::new(volume.into_medium(), label, superblock, dir.clone(), host);
@@ -92,6 +85,13 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         config.timings.poll_iops = iops;
     }
     let engine = start(config).map_err(CliError::new)?;
+    match private {
+        Ok(false) => {}
+        Ok(true) => say(format_args!(
+            "engine of {system}: no interface is up here: programs under `stp run` get a network namespace of their own"
+        )),
+        Err(error) => say(format_args!("engine of {system}: {error}")),
+    }
     let calls: Arc<dyn Calls> = Arc::new(engine.clone());
     let server = Server::start(&dir, calls).map_err(CliError::new)?;
     // Without a door everything else works: programs under `stp run` are told.
