@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Outcome, Outcomes, Over, Stage, Suite, run_within};
+use super::{Outcome, Outcomes, Over, Stage, Suite, length, run_while};
 use crate::repo::{self, Error};
 
-/// How long all cases may take.
-const LIMIT: Duration = Duration::from_secs(900);
+/// How long one case may take.
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The words in the names of the cases that a short run takes.
 const SHORT: &[&str] = &[
@@ -214,7 +214,7 @@ impl Suite for Libuv {
             let mut command = self.command(stage, over)?;
             let file = std::fs::File::create(&log)?;
             command.args(args).stdout(file.try_clone()?).stderr(file);
-            if !run_within(&mut command, LIMIT)? {
+            if !run_while(&mut command, LIMIT, || length(&log))? {
                 eprintln!("suites: libuv over {over:?}: hung");
             }
             Ok(String::from_utf8_lossy(&std::fs::read(&log)?).into_owned())

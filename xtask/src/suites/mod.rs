@@ -20,6 +20,16 @@ use crate::repo::{self, Error};
 /// How often a case is run again when its outcomes differ.
 const AGAIN: usize = 5;
 
+/// Runs the words that follow in a network of their own that is loopback only.
+const APART: [&str; 6] = [
+    "unshare",
+    "--net",
+    "sh",
+    "-c",
+    "PATH=$PATH:/usr/sbin:/sbin ip link set lo up && exec \"$@\"",
+    "sh",
+];
+
 /// What became of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -237,8 +247,14 @@ impl Stage {
         )?;
         let volume = folder.path().join("volume");
         std::fs::File::create_new(&volume)?.set_len(256 << 20)?;
-        let command = |words: &[&str]| {
-            let mut command = Command::new(&stp);
+        let command = |apart: bool, words: &[&str]| {
+            let mut command = if apart && repo::is_root() {
+                let mut command = Command::new(APART[0]);
+                command.args(&APART[1..]).arg(&stp);
+                command
+            } else {
+                Command::new(&stp)
+            };
             command.args(words).env("STP_VOLUME", &volume);
             command
                 .env("STP_SYSTEM", "alpha")
@@ -246,7 +262,7 @@ impl Stage {
             command.stdin(Stdio::null());
             command
         };
-        let formatted = command(&["format"])
+        let formatted = command(false, &["format"])
             .arg(&volume)
             .args(["--group", "suites"])
             .output()?;
@@ -255,7 +271,8 @@ impl Stage {
                 .into_owned()
                 .into());
         }
-        let mut engine = command(&["engine"]);
+        // Programs under `stp run` are where their engine is.
+        let mut engine = command(true, &["engine"]);
         engine.stderr(std::fs::File::create(folder.path().join("engine.log"))?);
         let mut engine = Ended(engine.spawn()?);
         let serves = || {
@@ -291,8 +308,7 @@ impl Stage {
     pub(crate) fn command(&self, over: Over, program: &Path) -> Command {
         let mut words: Vec<&OsStr> = Vec::new();
         if repo::is_root() {
-            let script = "PATH=$PATH:/usr/sbin:/sbin ip link set lo up && exec \"$@\"";
-            words.extend(["unshare", "--net", "sh", "-c", script, "sh"].map(OsStr::new));
+            words.extend(APART.map(OsStr::new));
         }
         if over == Over::Stp {
             words.extend([self.stp.as_os_str(), OsStr::new("run"), OsStr::new("--")]);
@@ -310,16 +326,25 @@ impl Stage {
     }
 }
 
-/// Runs a command, in a process group that ends with it, for so long at the most; says whether it ended by itself.
-fn run_within(command: &mut Command, limit: Duration) -> Result<bool, Error> {
+/// Runs a command, in a process group that ends with it, as long as it gets on: until `done`, which counts what is done,
+/// has stood still for `limit`. Says whether it ended by itself.
+fn run_while(
+    command: &mut Command,
+    limit: Duration,
+    done: impl Fn() -> u64,
+) -> Result<bool, Error> {
     use std::os::unix::process::CommandExt;
     let mut child = command.process_group(0).spawn()?;
-    let start = Instant::now();
+    let (mut last, mut since) = (done(), Instant::now());
     let ended = loop {
         if child.try_wait()?.is_some() {
             break true;
         }
-        if start.elapsed() > limit {
+        let now = done();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() > limit {
             break false;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -331,4 +356,9 @@ fn run_within(command: &mut Command, limit: Duration) -> Result<bool, Error> {
         .status();
     child.wait()?;
     Ok(ended)
+}
+
+/// The length of a file that grows as its writer gets on.
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
 }
