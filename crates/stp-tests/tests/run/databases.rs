@@ -206,6 +206,11 @@ fn postgres(stage: &Stage) -> (Proc, u16) {
     }
     let mut server = server.folder("/").spawn();
     stage.wait_server(port, &mut server);
+    // It listens before it has read its data.
+    stp_tests::wait_for("PostgreSQL", stp_tests::HANG, || {
+        let said = server.err();
+        said.contains("ready to accept connections").then_some(())
+    });
     (server, port)
 }
 
