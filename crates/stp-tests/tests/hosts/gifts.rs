@@ -67,7 +67,7 @@ fn engines_die_at_any_moment_of_a_move(kind: Kind) {
     let [alpha, beta, gamma] = lab.hosts();
     let rounds = 8;
     let _engine = beta.engine();
-    let server = serve(beta, &format!("7000 --streams {rounds}"));
+    let mut server = serve(beta, &format!("7000 --streams {rounds}"));
     let (mut wholes, mut resets) = (0, 0);
     for round in 0..rounds {
         let victims = [alpha.engine(), gamma.engine()];
@@ -87,6 +87,11 @@ fn engines_die_at_any_moment_of_a_move(kind: Kind) {
         assert!(owners < 2, "two owners: {giver} {taker}");
         wholes += owners;
         resets += 1 - owners;
+        if owners == 1 {
+            // The other engine ends with the round, and what it still holds with it.
+            let line = format!("served key={} ", 100 + round);
+            server.wait_out(&line, |out| out.contains(&line).then_some(()));
+        }
         for ran in [giver, taker] {
             let text = ran.text();
             assert!(
