@@ -1,4 +1,4 @@
-/* One sequence of socket calls for two roles, every result printed: run over plain TCP and over STP, the output must
+/* Longer than a file should be: one sequence, told in one place. One sequence of socket calls for two roles, every result printed: run over plain TCP and over STP, the output must
  * be the same.
  *
  * - lockstep server|client OWN PEER PORT: the two hosts as they are to be seen; PORT and the two after it are the server's.
