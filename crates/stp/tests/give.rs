@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use stp::{Stream, TakerName};
 use stp_host::control::{Calls, Client};
 use stp_host::rendezvous::RunDir;
+use support::owners::{read_exactly, wander};
 use support::{Net, Place, Stp};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -30,62 +31,15 @@ fn everywhere(test: fn(&Stp)) {
     }
 }
 
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u8
-    };
-    (0..length).map(|_| next()).collect()
-}
-
-fn read_exactly(stream: &mut Stream, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
-}
-
 #[test]
 fn the_taker_goes_on_at_the_exact_byte_with_bytes_in_flight_both_ways() {
     everywhere(|net| {
-        let (mut ours, theirs) = net.pair();
-        let length = 6_000_001;
-        let (there, back) = (pattern(1, length), pattern(2, length));
-        let (local, peer) = (ours.local_addr().unwrap(), ours.peer_addr().unwrap());
-        thread::scope(|scope| {
-            scope.spawn(|| (&theirs).write_all(&back).unwrap());
-            scope.spawn(|| {
-                let mut found = vec![0; length];
-                (&theirs).read_exact(&mut found).unwrap();
-                assert!(found == there, "what arrived is not what was sent");
-            });
-            let (mut sent, mut read) = (0, Vec::new());
-            for owner in 0..5 {
-                // Odd amounts, so that no gift falls on a boundary.
-                let step = 100_003 + owner * 7;
-                ours.write_all(&there[sent..sent + step]).unwrap();
-                sent += step;
-                read.extend(read_exactly(&mut ours, step + 1));
-                let gift = ours.give(&TakerName::here("heir"), LONG).unwrap();
-                let heir = net.from.take("heir", Some(LONG)).unwrap();
-                gift.wait().unwrap();
-                assert_eq!(heir.local_addr().unwrap(), local);
-                assert_eq!(heir.peer_addr().unwrap(), peer);
-                ours = heir;
-            }
-            thread::scope(|scope| {
-                scope.spawn(|| (&ours).write_all(&there[sent..]).unwrap());
-                let left = length - read.len();
-                let mut rest = vec![0; left];
-                (&ours).read_exact(&mut rest).unwrap();
-                read.extend(rest);
-            });
-            assert!(read == back, "what came back is not what was sent");
+        wander(net.pair(), 5, |_, ours| {
+            let gift = ours.give(&TakerName::here("heir"), LONG).unwrap();
+            let heir = net.from.take("heir", Some(LONG)).unwrap();
+            gift.wait().unwrap();
+            heir
         });
-        drop(ours);
-        assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
     });
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use stp::{Group, Listener, Stream, TakerName};
 use stp_host::control::Server;
 use support::Place;
+use support::owners::{pattern, read_exactly, wander};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -68,65 +69,18 @@ fn heir(group: &Group) -> TakerName {
     TakerName::on(*group.system(), "heir")
 }
 
-fn pattern(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u8
-    };
-    (0..length).map(|_| next()).collect()
-}
-
-fn read_exactly(stream: &mut Stream, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
-}
-
 #[test]
 fn a_stream_wanders_between_systems_with_bytes_in_flight_both_ways() {
     both(|three| {
-        let (mut ours, theirs) = three.pair();
-        let length = 6_000_001;
-        let (there, back) = (pattern(1, length), pattern(2, length));
-        let (local, peer) = (ours.local_addr().unwrap(), ours.peer_addr().unwrap());
-        thread::scope(|scope| {
-            scope.spawn(|| (&theirs).write_all(&back).unwrap());
-            scope.spawn(|| {
-                let mut found = vec![0; length];
-                (&theirs).read_exact(&mut found).unwrap();
-                assert!(found == there, "what arrived is not what was sent");
-            });
-            let (mut sent, mut read) = (0, Vec::new());
-            for round in 0..6 {
-                let step = 100_003 + round * 7;
-                ours.write_all(&there[sent..sent + step]).unwrap();
-                sent += step;
-                read.extend(read_exactly(&mut ours, step + 1));
-                let to = [&three.gamma, &three.alpha][round % 2];
-                let gift = ours.give(&heir(to), LONG).unwrap();
-                let heir = to.take("heir", Some(LONG)).unwrap();
-                gift.wait().unwrap();
-                assert_eq!(
-                    ours.read(&mut [0]).unwrap_err().kind(),
-                    ErrorKind::NotConnected
-                );
-                assert_eq!(heir.local_addr().unwrap(), local);
-                assert_eq!(heir.peer_addr().unwrap(), peer);
-                ours = heir;
-            }
-            thread::scope(|scope| {
-                scope.spawn(|| (&ours).write_all(&there[sent..]).unwrap());
-                let mut rest = vec![0; length - read.len()];
-                (&ours).read_exact(&mut rest).unwrap();
-                read.extend(rest);
-            });
-            assert!(read == back, "what came back is not what was sent");
+        wander(three.pair(), 6, |owner, ours| {
+            let to = [&three.gamma, &three.alpha][owner % 2];
+            let gift = ours.give(&heir(to), LONG).unwrap();
+            let heir = to.take("heir", Some(LONG)).unwrap();
+            gift.wait().unwrap();
+            let refused = ours.read(&mut [0]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotConnected);
+            heir
         });
-        drop(ours);
-        assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
     });
 }
 
@@ -263,6 +217,27 @@ fn a_taker_may_come_later() {
     assert_eq!(read_exactly(&mut taken, 5), b"third");
     drop(taken);
     assert_eq!(theirs.read(&mut [0]).unwrap(), 0);
+}
+
+/// A node is not its own peer: who waits there neither gets the stream nor disturbs it, until the other end has gone.
+#[test]
+fn it_is_not_taken_where_its_other_end_is() {
+    both(|three| {
+        let (ours, mut theirs) = three.pair();
+        let gift = ours.give(&heir(&three.beta), LONG).unwrap();
+        let wait = Some(Duration::from_millis(300));
+        let none = three.beta.take("heir", wait).unwrap_err();
+        assert_eq!(none.kind(), ErrorKind::TimedOut, "{none}");
+        theirs.write_all(b"from afar").unwrap();
+        let other = theirs.give(&heir(&three.gamma), LONG).unwrap();
+        let mut theirs = three.gamma.take("heir", Some(LONG)).unwrap();
+        other.wait().unwrap();
+        let mut taken = three.beta.take("heir", Some(LONG)).unwrap();
+        gift.wait().unwrap();
+        assert_eq!(read_exactly(&mut taken, 9), b"from afar");
+        taken.write_all(b"x").unwrap();
+        assert_eq!(read_exactly(&mut theirs, 1), b"x");
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(unreachable_pub, dead_code, reason = "each test file uses its part")]
 
 mod hub;
+pub mod owners;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -197,10 +197,17 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         message: &GiftMessage,
     ) -> bool {
         let token = self.next_move();
+        let taker = self.journeys.services.get(&id).map(|service| service.seat);
         let Some(gift) = self.gifts.standing.get_mut(&gift_id) else {
             return true; // it is over; the service stream's end is under way
         };
+        let far = gift.stream.and_then(|stream| self.node.stream(stream));
         match (message, &gift.held) {
+            // A node is not its own peer. Stopping the stream for nothing would keep its other end from moving.
+            (GiftMessage::Want, Held::Giver) if far.is_some_and(|far| Some(far.seat) == taker) => {
+                self.say(id, &GiftMessage::Busy);
+                true
+            }
             (GiftMessage::Want, Held::Giver) => {
                 let held = match gift.stream {
                     Some(stream) => self.node.hold(now, stream, token),
