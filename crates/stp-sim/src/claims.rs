@@ -2,8 +2,9 @@
 //!
 //! - A seat is one life's: at once where locks are kept, else once both lives could have seen each other.
 
-use stp_core::{ClaimAnswer, ClaimAsk, Io, IoAction, IoDone, IoFault, Time};
-use stp_medium::{Medium, Op, OpId};
+use stp_core::{ClaimAnswer, ClaimAsk, IoDone, IoFault, Time};
+use stp_host::engine::transfer;
+use stp_medium::Medium;
 
 use crate::mutation::Mutation;
 use crate::options::Locks;
@@ -47,26 +48,14 @@ impl World {
                 }
                 return;
             }
-            let Some(Io { id, place, action }) = claim.poll_io() else {
+            let Some(io) = claim.poll_io() else {
                 let due = claim.poll_timeout();
                 let this = &mut self.nodes[node];
                 this.step_at = due.map(|at| this.rate.world(at).max(self.now + US));
                 return;
             };
-            let op = match action {
-                IoAction::Read(buf) => Op::Read { place, buf },
-                IoAction::Write {
-                    data,
-                    units,
-                    durable,
-                } => Op::Write {
-                    place,
-                    data,
-                    units,
-                    durable,
-                },
-            };
-            medium.submit(OpId(id), op);
+            let (id, op) = transfer(io);
+            medium.submit(id, op);
         }
     }
 

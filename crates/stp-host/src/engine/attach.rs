@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use stp_core::{Claim, ClaimAnswer, ClaimAsk, Claimed, Io, IoAction, IoDone, IoFault, NodeConfig};
+use stp_core::{Claim, ClaimAnswer, ClaimAsk, Claimed, IoDone, IoFault, NodeConfig};
 use stp_format::SeatId;
-use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
+use stp_medium::{Completion, Medium, SeatLock};
 
 use super::clock::Clock;
 use super::error::AttachError;
+use super::transfer::transfer;
 use crate::rendezvous::{FileLock, SystemDir};
 
 /// The longest single wait: a storage without a descriptor is asked again this often.
@@ -106,21 +107,9 @@ pub fn attach<M: Medium + ?Sized>(
             return Ok(Attached { claimed, lock });
         }
         let mut submitted = false;
-        while let Some(Io { id, place, action }) = claim.poll_io() {
-            let op = match action {
-                IoAction::Read(buf) => Op::Read { place, buf },
-                IoAction::Write {
-                    data,
-                    units,
-                    durable,
-                } => Op::Write {
-                    place,
-                    data,
-                    units,
-                    durable,
-                },
-            };
-            medium.submit(OpId(id), op);
+        while let Some(io) = claim.poll_io() {
+            let (id, op) = transfer(io);
+            medium.submit(id, op);
             submitted = true;
         }
         if submitted {

@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use stp_core::{
-    Claimed, Event, Io, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, SERVICE_PORT,
+    Claimed, Event, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, SERVICE_PORT,
     StreamId, Time,
 };
 use stp_format::{Place, SystemName};
-use stp_medium::{Completion, Medium, Op, OpId};
+use stp_medium::{Completion, Medium};
 
 use super::clock::Clock;
 use super::command::{Command, Reply};
@@ -29,6 +29,7 @@ use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
 use super::moves::{Moves, fill};
 use super::ports::{Ports, WAIT_MAX, Waiting};
+use super::transfer::transfer;
 use super::verdict::{Ending, Verdicts};
 use crate::control::{ConnectFailure, Connected, StreamToken};
 
@@ -375,28 +376,16 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let mut submitted = 0;
         let mut bulk = false;
         while submitted < SUBMISSIONS_MAX {
-            let Some(Io { id, place, action }) = self.node.poll_io(now) else {
+            let Some(io) = self.node.poll_io(now) else {
                 break;
             };
-            bulk |= matches!(place, Place::Slot { .. })
-                && match &action {
+            bulk |= matches!(io.place, Place::Slot { .. })
+                && match &io.action {
                     IoAction::Read(buf) => buf.units() > BULK_UNITS,
                     IoAction::Write { units, .. } => *units > BULK_UNITS,
                 };
-            let op = match action {
-                IoAction::Read(buf) => Op::Read { place, buf },
-                IoAction::Write {
-                    data,
-                    units,
-                    durable,
-                } => Op::Write {
-                    place,
-                    data,
-                    units,
-                    durable,
-                },
-            };
-            self.medium.submit(OpId(id), op);
+            let (id, op) = transfer(io);
+            self.medium.submit(id, op);
             submitted += 1;
         }
         if submitted > 0 {

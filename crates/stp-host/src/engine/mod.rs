@@ -22,6 +22,7 @@ mod ports;
 mod registry;
 mod sockets;
 mod thread;
+mod transfer;
 mod verdict;
 mod wait;
 
@@ -36,4 +37,5 @@ pub use local::{Delivery, LocalSide, Pulled, Pushed, Ready};
 pub use registry::start_shared;
 pub use sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 pub(crate) use sockets::{Made, made, stream_socket};
+pub use transfer::transfer;
 pub use verdict::{Ending, Verdicts};

@@ -15,101 +15,18 @@ use stp_host::run::{Way, env};
 
 use super::{Inet, Map, Next};
 
-/// The C library's own calls.
-pub const LIBC: Next = Next {
-    bind,
-    listen,
-    connect,
-    accept,
-    accept4,
-    getsockname,
-    getpeername,
-    getsockopt,
-    sendto,
-    sendmsg,
-    getaddrinfo,
-    getnameinfo,
-    gethostbyname,
-    gethostbyname2,
-    gethostbyaddr,
-    gethostbyname_r,
-    gethostbyname2_r,
-    gethostbyaddr_r,
-};
+macro_rules! of_the_c_library {
+    ($($abi:literal fn $name:ident($($argument:ident: $type:ty),* $(,)?) -> $result:ty;)*) => {
+        $(unsafe extern $abi {
+            fn $name($($argument: $type),*) -> $result;
+        })*
 
-unsafe extern "C" {
-    fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
-    fn listen(fd: c_int, backlog: c_int) -> c_int;
-    fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
-    fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
-    fn getsockopt(
-        fd: c_int,
-        level: c_int,
-        name: c_int,
-        value: *mut c_void,
-        len: *mut socklen_t,
-    ) -> c_int;
+        /// The C library's own calls.
+        pub const LIBC: Next = Next { $($name),* };
+    };
 }
 
-unsafe extern "C-unwind" {
-    fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int;
-    fn accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int;
-    fn accept4(fd: c_int, address: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
-    fn sendto(
-        fd: c_int,
-        buffer: *const c_void,
-        count: size_t,
-        flags: c_int,
-        address: *const sockaddr,
-        len: socklen_t,
-    ) -> ssize_t;
-    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
-    fn getaddrinfo(
-        node: *const c_char,
-        service: *const c_char,
-        hints: *const addrinfo,
-        result: *mut *mut addrinfo,
-    ) -> c_int;
-    fn getnameinfo(
-        address: *const sockaddr,
-        len: socklen_t,
-        host: *mut c_char,
-        host_len: socklen_t,
-        service: *mut c_char,
-        service_len: socklen_t,
-        flags: c_int,
-    ) -> c_int;
-    fn gethostbyname(name: *const c_char) -> *mut hostent;
-    fn gethostbyname2(name: *const c_char, family: c_int) -> *mut hostent;
-    fn gethostbyaddr(address: *const c_void, len: socklen_t, family: c_int) -> *mut hostent;
-    fn gethostbyname_r(
-        name: *const c_char,
-        entry: *mut hostent,
-        place: *mut c_char,
-        room: size_t,
-        result: *mut *mut hostent,
-        h_errno: *mut c_int,
-    ) -> c_int;
-    fn gethostbyname2_r(
-        name: *const c_char,
-        family: c_int,
-        entry: *mut hostent,
-        place: *mut c_char,
-        room: size_t,
-        result: *mut *mut hostent,
-        h_errno: *mut c_int,
-    ) -> c_int;
-    fn gethostbyaddr_r(
-        address: *const c_void,
-        len: socklen_t,
-        family: c_int,
-        entry: *mut hostent,
-        place: *mut c_char,
-        room: size_t,
-        result: *mut *mut hostent,
-        h_errno: *mut c_int,
-    ) -> c_int;
-}
+crate::translated_calls!(of_the_c_library);
 
 /// This process's translation; `None`: its environment names no volume that can be used.
 pub fn of_environment() -> Option<&'static Inet> {

@@ -34,21 +34,7 @@ impl Inet {
         len: *mut socklen_t,
     ) -> c_int {
         // SAFETY: the program's own arguments.
-        unsafe {
-            let room = room(address, len);
-            loop {
-                let accepted = (next.accept)(fd, address, len);
-                if accepted < 0 {
-                    return accepted;
-                }
-                if !self.is_stray(accepted) {
-                    self.rename(accepted, End::Peer, address, room);
-                    return accepted;
-                }
-                sys::close(accepted);
-                restore(len, room);
-            }
-        }
+        unsafe { self.accept_by(address, len, || (next.accept)(fd, address, len)) }
     }
 
     /// `accept4`.
@@ -64,10 +50,20 @@ impl Inet {
         flags: c_int,
     ) -> c_int {
         // SAFETY: the program's own arguments.
+        unsafe { self.accept_by(address, len, || (next.accept4)(fd, address, len, flags)) }
+    }
+
+    unsafe fn accept_by(
+        &self,
+        address: *mut sockaddr,
+        len: *mut socklen_t,
+        accept: impl Fn() -> c_int,
+    ) -> c_int {
+        // SAFETY: the program's own arguments.
         unsafe {
             let room = room(address, len);
             loop {
-                let accepted = (next.accept4)(fd, address, len, flags);
+                let accepted = accept();
                 if accepted < 0 {
                     return accepted;
                 }
