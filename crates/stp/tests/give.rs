@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use stp::{Stream, TakerName};
+use stp::TakerName;
 use stp_host::control::{Calls, Client};
 use stp_host::rendezvous::RunDir;
 use support::owners::{read_exactly, wander};
