@@ -216,7 +216,8 @@ pub(super) fn is_blocking(fd: c_int) -> bool {
 /// Whether the program may read all of these bytes; asked of the kernel, so that a bad pointer is an `EFAULT`, not a
 /// crash.
 pub(super) fn is_readable(start: *const c_void, len: usize) -> bool {
-    if start.is_null() {
+    // Nor is anything of the first word, which the probe below would take for no mask at all.
+    if (start as usize) < 8 {
         return false;
     }
     let Some(last) = (start as usize).checked_add(len.max(1) - 1) else {

@@ -559,6 +559,8 @@ static void scene_mistakes(void) {
     R(accept4(fd, NULL, NULL, 0x7000000));
     R(getsockname(fd, bad, &len));
     R(getsockname(fd, (void *)&at, bad));
+    R(getsockname(fd, (void *)&at, (void *)1));
+    R(getpeername(fd, (void *)&at, (void *)7));
     R(getsockname(fd, NULL, &len));
     len = (socklen_t)-1;
     R(getsockname(fd, (void *)&at, &len));
