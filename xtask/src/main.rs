@@ -10,7 +10,7 @@ usage: cargo xtask CHORE [OPTIONS]
                                     build, and put command, libraries, headers and man pages there
   tidy                              check what a machine can check of the house rules
   needs [--install]                 list the Debian programs that the tests use, and what is missing
-  suites [cpython|libuv]... [--short]
+  suites [cpython|libuv|libevent|ruby|tcl]... [--short]
                                     others' socket tests on TCP and under `stp run`; writes docs/SUITES.md
   fuzz [--minutes N] [TARGET]...    libFuzzer on every decoder and state machine (needs cargo-fuzz)
   soak [--minutes N] [--seed N]     engines, programs and storage killed and stopped at random, every stream checked

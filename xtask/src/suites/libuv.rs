@@ -1,13 +1,13 @@
 //! libuv's own tests (`uv_run_tests`): its TCP, poll, shutdown and IPC cases among all others.
 //!
-//! - The source is Debian's, fetched by the machine's own apt from the machine's own mirrors, and built with cmake beside
-//!   cargo's output. Nothing of it is in the repository.
+//! - The source is Debian's, built with cmake beside cargo's output.
 //! - It insists on not being root; as root it is run by `nobody`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
+use super::source::{self, step};
 use super::{Outcome, Outcomes, Over, Stage, Suite, length, run_while};
 use crate::repo::{self, Error};
 
@@ -37,45 +37,10 @@ impl Libuv {
     /// # Errors
     /// When it cannot be.
     pub(super) fn get(short: bool) -> Result<Self, Error> {
-        let place = repo::target_directory()?.join("suites");
-        std::fs::create_dir_all(&place)?;
-        let find = || -> Result<Option<(PathBuf, String)>, Error> {
-            for entry in std::fs::read_dir(&place)? {
-                let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if let Some(version) = name.strip_prefix("libuv1-")
-                    && entry.path().join("CMakeLists.txt").is_file()
-                {
-                    let version = version.to_owned();
-                    return Ok(Some((entry.path(), version)));
-                }
-            }
-            Ok(None)
-        };
-        if find()?.is_none() {
-            fetch(&place)?;
-        }
-        let (source, version) = find()?.ok_or("apt-get source libuv1 gave no folder libuv1-*")?;
-        let tests = source.join("build/uv_run_tests");
-        if !tests.is_file() {
-            let build = source.join("build");
-            let cmake = |args: &[&str]| step(Command::new("cmake").args(args).current_dir(&source));
-            cmake(&[
-                "-S",
-                ".",
-                "-B",
-                &build.to_string_lossy(),
-                "-DBUILD_TESTING=ON",
-                "-DQEMU=OFF",
-            ])?;
-            cmake(&[
-                "--build",
-                &build.to_string_lossy(),
-                "--target",
-                "uv_run_tests",
-                "--parallel",
-                "2",
-            ])?;
+        let (source, version) = source::debian("libuv1", "libuv1-")?;
+        if !source.join("build/uv_run_tests").is_file() {
+            let options = ["-DBUILD_TESTING=ON", "-DQEMU=OFF"];
+            source::cmake(&source, &options, "uv_run_tests")?;
         }
         Ok(Self {
             source,
@@ -83,69 +48,6 @@ impl Libuv {
             short,
         })
     }
-}
-
-/// Fetches the source package without touching the machine's own lists.
-fn fetch(place: &Path) -> Result<(), Error> {
-    let apt = place.join("apt");
-    let parts = apt.join("parts");
-    std::fs::create_dir_all(&parts)?;
-    std::fs::create_dir_all(apt.join("lists/partial"))?;
-    let mut found = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(folder) = std::fs::read_dir("/etc/apt/sources.list.d") {
-        found.extend(folder.flatten().map(|entry| entry.path()));
-    }
-    for path in found {
-        let Ok(text) = std::fs::read_to_string(&path) else {
-            continue;
-        };
-        let sources = text
-            .replace("Types: deb\n", "Types: deb-src\n")
-            .lines()
-            .map(|line| match line.strip_prefix("deb ") {
-                Some(rest) => format!("deb-src {rest}\n"),
-                None => format!("{line}\n"),
-            })
-            .collect::<String>();
-        std::fs::write(parts.join(path.file_name().unwrap_or_default()), sources)?;
-    }
-    let apt_get = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        for (name, value) in [
-            ("Dir::Etc::sourcelist", Path::new("/dev/null")),
-            ("Dir::Etc::sourceparts", &parts),
-            ("Dir::State::lists", &apt.join("lists")),
-        ] {
-            command.arg("-o").arg(format!("{name}={}", value.display()));
-        }
-        command.args(args).current_dir(place);
-        step(&mut command)
-    };
-    // A source that has no source packages makes an update fail and does no harm.
-    let _ = apt_get(&["-qq", "update"]);
-    apt_get(&["-qq", "source", "--download-only", "libuv1"])?;
-    for entry in std::fs::read_dir(place)? {
-        let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.starts_with("libuv1_") && name.contains(".orig.tar.") && !name.ends_with(".asc") {
-            step(Command::new("tar").arg("-xf").arg(&path).current_dir(place))?;
-        }
-    }
-    Ok(())
-}
-
-fn step(command: &mut Command) -> Result<(), Error> {
-    let name = format!("{command:?}");
-    let output = command.stdin(Stdio::null()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(format!("{name}: {}: {}", output.status, said.trim()).into())
 }
 
 impl Libuv {

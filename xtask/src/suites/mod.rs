@@ -3,11 +3,13 @@
 //! - TCP first: what fails there is not ours. A case is ours if it passes on TCP and does not under `stp run`.
 //! - Such a case is run again five times on both before it is believed.
 //! - Each has a row with a reason in `docs/SUITES.md`, or the chore fails. The rows are written here, the reasons by hand.
-//! - Suites are outside the repository: CPython's are the machine's, libuv is fetched and built beside cargo's output.
+//! - Suites are outside the repository: CPython's are the machine's, the others are fetched beside cargo's output.
 
 mod cpython;
 mod libuv;
+mod source;
 mod table;
+mod told;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -98,7 +100,10 @@ pub(crate) struct Tally {
     pub differences: Vec<Difference>,
 }
 
-/// `cargo xtask suites [cpython|libuv]... [--short]`
+/// All suites.
+const NAMES: [&str; 5] = ["cpython", "libuv", "libevent", "ruby", "tcl"];
+
+/// `cargo xtask suites [NAME]... [--short]`
 ///
 /// # Errors
 /// When a suite cannot be had, built or started.
@@ -108,7 +113,7 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
     for arg in args {
         match arg.as_str() {
             "--short" => short = true,
-            "cpython" | "libuv" => wanted.push(arg),
+            name if NAMES.contains(&name) => wanted.push(name),
             other => return Err(format!("no suite {other:?}; see cargo xtask help").into()),
         }
     }
@@ -116,7 +121,7 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
         wanted = if short {
             vec!["cpython"]
         } else {
-            vec!["cpython", "libuv"]
+            NAMES.to_vec()
         };
     }
     let stage = Stage::new()?;
@@ -124,6 +129,9 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
     for name in wanted {
         let suite: Box<dyn Suite> = match name {
             "libuv" => Box::new(libuv::Libuv::get(short)?),
+            "libevent" => Box::new(told::libevent()?),
+            "ruby" => Box::new(told::ruby()?),
+            "tcl" => Box::new(told::tcl()?),
             _ => match cpython::Cpython::find(short)? {
                 Some(suite) => Box::new(suite),
                 None if short => {
