@@ -164,8 +164,10 @@ impl World {
             }
             drop(disk);
             // A spoiled table is not written again before it changes: the older copy counts until then.
-            let spoiled = self.options.hosts.rot + self.options.hosts.rollback > 0
-                || self.options.storage.misdirected_write > 0;
+            let hosts = &self.options.hosts;
+            let storage = &self.options.storage;
+            let spoiled = hosts.rot + hosts.rollback + hosts.shrink > 0
+                || storage.misdirected_write + storage.neighbours > 0;
             if rows != 1 && !spoiled {
                 self.find(format!(
                     "node {node}: {rows} rows of its socket table are in use, 1 listener is there"
@@ -201,7 +203,13 @@ impl World {
         {
             found = Some(format!("a listener's queue is left: {queue:?}"));
         }
+        let open = |end: &&usize| !sockets.ends[**end].engine_closed;
+        if let Some(end) = sockets.shared.iter().find(open) {
+            let end = &sockets.ends[*end];
+            found = Some(format!("a socket that was given is left open: {end:?}"));
+        }
         drop(sockets);
+        let found = found.or_else(|| self.gifts.left_over());
         if let Some(found) = found.or_else(|| self.stale_lock()) {
             self.find(found);
         }

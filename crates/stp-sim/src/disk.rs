@@ -132,6 +132,10 @@ pub(crate) struct Disk {
     pub(crate) written: u64,
     /// What the volume once held.
     pub(crate) picture: Option<Vec<u8>>,
+    /// Transfers beyond fail.
+    pub(crate) ends_at: u64,
+    /// Somebody's records were changed behind his back.
+    pub(crate) disturbed: bool,
     events: BTreeMap<(u64, u64), Event>,
     serial: u64,
     /// Never becomes readable: the world knows when something is done.
@@ -161,6 +165,8 @@ impl Disk {
             mutation: None,
             written: 0,
             picture: None,
+            ends_at: u64::MAX,
+            disturbed: false,
             events: BTreeMap::new(),
             serial: 0,
             wait: File::open("/dev/null")?,
@@ -401,6 +407,7 @@ impl Disk {
         }
         let latency = self.latency(handle, units);
         let end = self.now + latency;
+        let length = (units * UNIT_BYTES) as u64;
         match op {
             Op::Read { buf, .. } => {
                 self.figures.reads += 1;
@@ -408,6 +415,9 @@ impl Disk {
                 let mut fails = self.strikes(self.faults.read_error);
                 if fails {
                     self.figures.fault("read error");
+                } else if offset + length > self.ends_at {
+                    self.figures.fault("transfer beyond the end");
+                    fails = true;
                 } else if self.strikes(self.faults.short_read) {
                     self.figures.fault("short read");
                     fails = true;
@@ -442,7 +452,13 @@ impl Disk {
                     }
                     _ => {}
                 }
-                let fails = self.write(handle, place, offset, data, units, durable, latency);
+                let fails = match offset + length > self.ends_at {
+                    true => {
+                        self.figures.fault("transfer beyond the end");
+                        true
+                    }
+                    false => self.write(handle, place, offset, data, units, durable, latency),
+                };
                 let event = Event::Done {
                     handle,
                     id,
@@ -600,7 +616,23 @@ impl Disk {
             return partial;
         }
         let at = now + latency / 4 + self.rng.below(latency / 2 + 1);
-        whole(self, at.min(end - 1));
+        let at = at.min(end - 1);
+        whole(self, at);
+        if self.strikes(faults.neighbours) {
+            self.figures.fault("write puts back what lies beside");
+            self.disturbed = true;
+            for (offset, data) in self.neighbours(offset, length) {
+                let event = Event::Land {
+                    handle,
+                    offset,
+                    from: 0,
+                    to: data.len(),
+                    data,
+                    beat: false,
+                };
+                self.schedule(at, event);
+            }
+        }
         false
     }
 }

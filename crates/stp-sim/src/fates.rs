@@ -25,6 +25,7 @@ impl World {
             Fault::RollBack => hosts.rollback,
             Fault::Flap => hosts.flap,
             Fault::Lose => hosts.lose,
+            Fault::Shrink => hosts.shrink,
         };
         if mean > 0 {
             let after = self.rng.within(mean * MS / 4, mean * MS * 2);
@@ -114,6 +115,11 @@ impl World {
                     disk.figures.fault("device lost for good");
                 }
             }
+            Fault::Shrink => {
+                self.disk.lock().shrink();
+                self.at(duration, Task::Grow);
+                self.disturb_all();
+            }
             Fault::Unlisten => {
                 if self.nodes[node].leaving || !matches!(self.nodes[node].state, State::Up(_)) {
                     return;
@@ -146,7 +152,7 @@ impl World {
     }
 
     /// What nodes know from the volume may be wrong from now on.
-    fn disturb_all(&mut self) {
+    pub(crate) fn disturb_all(&mut self) {
         for node in &mut self.nodes {
             node.disturbed_at = self.now;
         }
@@ -175,6 +181,7 @@ impl World {
             late_ms: keep.late_ms,
             ..StorageFaults::default()
         };
+        disk.grow();
         for handle in &mut disk.handles {
             handle.lost_until = handle.lost_until.min(now);
             handle.slow_until = handle.slow_until.min(now);

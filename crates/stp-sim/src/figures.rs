@@ -30,6 +30,16 @@ pub struct Figures {
     pub clean: u64,
     /// Ends of streams that were reset, each with an excuse.
     pub resets: u64,
+    /// Streams offered to other programs.
+    pub gifts: u64,
+    /// Those taken within an engine.
+    pub gifts_handed: u64,
+    /// Those taken by another node.
+    pub gifts_moved: u64,
+    /// Those that their givers had again.
+    pub gifts_returned: u64,
+    /// Bytes that came as urgent.
+    pub urgent_bytes: u64,
     /// Lives of nodes.
     pub lives: u64,
     /// Nodes that found themselves replaced.
@@ -64,6 +74,11 @@ impl Figures {
         self.streams += other.streams;
         self.clean += other.clean;
         self.resets += other.resets;
+        self.gifts += other.gifts;
+        self.gifts_handed += other.gifts_handed;
+        self.gifts_moved += other.gifts_moved;
+        self.gifts_returned += other.gifts_returned;
+        self.urgent_bytes += other.urgent_bytes;
         self.lives += other.lives;
         self.fenced += other.fenced;
         self.load = self.load.max(&other.load);
@@ -90,6 +105,11 @@ impl fmt::Display for Figures {
             f,
             "{} connects, {} streams, {} clean ends, {} excused resets, {} lives of nodes, {} fenced",
             self.connects, self.streams, self.clean, self.resets, self.lives, self.fenced
+        )?;
+        writeln!(
+            f,
+            "{} gifts, {} taken within a system, {} moved, {} given back; {} urgent bytes",
+            self.gifts, self.gifts_handed, self.gifts_moved, self.gifts_returned, self.urgent_bytes
         )?;
         writeln!(f, "most in one engine: {:?}", self.load)?;
         write!(f, "{} faults", self.faults_total())?;

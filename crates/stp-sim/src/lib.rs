@@ -11,6 +11,7 @@ mod clock;
 mod disk;
 mod fates;
 mod figures;
+mod gifts;
 mod hostile;
 mod local;
 mod monitor;
@@ -24,7 +25,7 @@ mod world;
 
 pub use figures::Figures;
 pub use mutation::Mutation;
-pub use options::{ALL_FAULTS, Options};
+pub use options::{ALL_FAULTS, MOVES, Options};
 
 /// What a run showed.
 #[derive(Clone, Debug)]

@@ -46,4 +46,16 @@ pub enum Mutation {
     GoneForGood,
     /// Transfers are reported never.
     LostCompletion,
+    /// A stream is given without the last byte that its giver has not read.
+    GiftLosesUnread,
+    /// A stream is given with what its giver wrote and was not sent, twice.
+    GiftDoublesUnsent,
+    /// A giver is told that it has its stream again when it was taken.
+    GiftStaysToo,
+    /// A giver is told nothing.
+    GiftUnsettled,
+    /// A byte is handed over as urgent that is none.
+    FalseMark,
+    /// Urgent bytes come as common ones.
+    LostMark,
 }

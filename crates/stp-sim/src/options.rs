@@ -10,9 +10,12 @@ use stp_core::{Limits, Timings};
 use crate::mutation::Mutation;
 use crate::rng::Rng;
 
-/// Seeds from here on know all faults. Those below know the first ones only: they stay what they were when they
+/// Seeds from here on know more faults. Those below know the first ones only: they stay what they were when they
 /// found something.
 pub const ALL_FAULTS: u64 = 100_000;
+
+/// Seeds from here on know moving streams, urgent bytes, and storage that shrinks or puts back what lies beside.
+pub const MOVES: u64 = 1_000_000;
 
 /// Locks of seats that the storage keeps for all hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +70,10 @@ pub struct Options {
     pub storage: StorageFaults,
     /// Mean intervals of faults that befall hosts, in ms; 0: never.
     pub hosts: HostFaults,
+    /// Programs that give their stream away, in percent.
+    pub gives: u64,
+    /// Writes whose last byte is urgent, in percent.
+    pub urgent: u64,
     /// A peer that lies sits in a seat of its own.
     pub hostile: bool,
     /// Both copies of a record may be spoiled, not always the same one.
@@ -131,6 +138,8 @@ pub struct StorageFaults {
     pub short_write: u64,
     /// Reads that end with an error behind their first part.
     pub short_read: u64,
+    /// Writes that put back what the units beside them were when they began.
+    pub neighbours: u64,
 }
 
 /// Mean intervals of faults that befall hosts, in ms; 0: never.
@@ -158,6 +167,8 @@ pub struct HostFaults {
     pub flap: u64,
     /// One node loses the device for good.
     pub lose: u64,
+    /// The volume loses its end for a while, and what stood there.
+    pub shrink: u64,
 }
 
 impl Options {
@@ -266,6 +277,8 @@ impl Options {
             transfer_us: r.spread(20, 2000),
             storage,
             hosts,
+            gives: 0,
+            urgent: 0,
             hostile: false,
             rot_anywhere: false,
             late_steps: 0,
@@ -286,6 +299,12 @@ impl Options {
             options.late_steps_ms = r.spread(1, 50);
             options.seats += u16::from(options.hostile);
         }
+        if seed >= MOVES {
+            options.gives = swarm(r, 80, 2, 60);
+            options.urgent = swarm(r, 50, 1, 50);
+            options.storage.neighbours = swarm(r, 30, 50, 20_000);
+            options.hosts.shrink = swarm(r, 25, 2000, 20_000);
+        }
         options
     }
 }
@@ -294,7 +313,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms",
+            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms, gives {}, urgent {}",
             self.seed,
             self.nodes,
             self.spares,
@@ -317,7 +336,9 @@ impl fmt::Display for Options {
             self.hostile,
             self.rot_anywhere,
             self.late_steps,
-            self.late_steps_ms
+            self.late_steps_ms,
+            self.gives,
+            self.urgent
         )
     }
 }

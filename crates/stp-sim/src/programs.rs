@@ -24,16 +24,50 @@ pub(crate) struct Connection {
     client_life: usize,
     pub(crate) server: usize,
     server_life: Option<usize>,
+    /// The client's.
+    port: u16,
+    /// Where the sides are now, if they were given away.
+    moved: [Option<usize>; 2],
+    /// Lives that may have come to own a side.
+    pub(crate) candidates: [Vec<usize>; 2],
     asked_at: u64,
     pub(crate) connected: bool,
     answered: bool,
     /// Why it may break.
     pub(crate) excuse: Option<&'static str>,
     /// Bytes that each side wrote before it ended cleanly.
-    totals: [Option<u64>; 2],
+    pub(crate) totals: [Option<u64>; 2],
     ends: [Option<usize>; 2],
     /// Must succeed: nothing breaks any more.
     pub(crate) probe: bool,
+}
+
+impl Connection {
+    /// Where a side is.
+    pub(crate) fn node(&self, side: usize) -> usize {
+        self.moved[side].unwrap_or([self.client, self.server][side])
+    }
+
+    /// A side's address, which it keeps wherever it goes, and its peer's: the systems' first nodes, and ports.
+    pub(crate) fn names(&self, side: usize) -> [(usize, u16); 2] {
+        let mut names = [
+            (self.client, self.port),
+            (self.server, port_of(self.server)),
+        ];
+        names.rotate_left(side);
+        names
+    }
+
+    /// A side has another owner, and with it another socket.
+    pub(crate) fn pass_on(&mut self, side: usize, end: usize, node: usize, life: usize) {
+        self.ends[side] = Some(end);
+        self.moved[side] = Some(node);
+        self.candidates[side].clear();
+        match side {
+            0 => self.client_life = life,
+            _ => self.server_life = Some(life),
+        }
+    }
 }
 
 /// How a program ends its stream, after so many bytes.
@@ -56,14 +90,16 @@ enum Seen {
 /// A program at one end of a connection.
 #[derive(Debug)]
 pub(crate) struct Program {
-    send: u64,
+    pub(crate) send: u64,
     write_most: u64,
     read_most: u64,
     pause: u64,
     manner: Manner,
+    /// It gives its stream away after so many bytes.
+    pub(crate) gives: Option<u64>,
     /// It has its socket.
-    running: bool,
-    wake_at: Option<u64>,
+    pub(crate) running: bool,
+    pub(crate) wake_at: Option<u64>,
     seen: Seen,
     pub(crate) done: bool,
 }
@@ -91,6 +127,7 @@ impl World {
             read_most: if slow { chunk / 4 + 1 } else { 1 << 30 },
             pause: if slow { r.spread(100, 20_000) * US } else { 0 },
             manner,
+            gives: None,
             running: false,
             wake_at: None,
             seen: Seen::Nothing,
@@ -145,6 +182,7 @@ impl World {
                 connection: number,
                 side: 0,
                 node: client,
+                holders: 1,
                 raw,
                 ..End::default()
             });
@@ -152,6 +190,7 @@ impl World {
                 connection: number,
                 target: server,
                 accepted: false,
+                ends: [Some(sockets.ends.len() - 1), None],
             };
             sockets
                 .asked
@@ -163,6 +202,9 @@ impl World {
             client_life: self.nodes[client].life,
             server,
             server_life: None,
+            port,
+            moved: [None; 2],
+            candidates: [Vec::new(), Vec::new()],
             asked_at: self.now,
             connected: false,
             answered: false,
@@ -171,7 +213,8 @@ impl World {
             ends: [Some(end), None],
             probe,
         });
-        let program = self.new_program(probe);
+        let mut program = self.new_program(probe);
+        program.gives = self.next_gift(number, program.send);
         self.programs.insert(end, program);
         self.open.insert(number);
         let inbox = self.inbox.clone();
@@ -297,7 +340,8 @@ impl World {
         self.open.insert(number);
         connection.server_life = Some(self.nodes[node].life);
         let probe = connection.probe;
-        let program = self.new_program(probe);
+        let mut program = self.new_program(probe);
+        program.gives = self.next_gift(number, program.send);
         self.programs.insert(end, program);
         let after = self.rng.spread(10 * US, 20 * MS);
         self.at(after, crate::world::Task::Accept(node));
@@ -363,6 +407,7 @@ impl World {
                 }
             }
         }
+        sockets.break_shared(node);
         drop(sockets);
         for end in waiting {
             let number = self.host.lock().ends[end].connection;
@@ -376,17 +421,17 @@ impl World {
 
     // --- running
 
-    fn close(&mut self, end: usize) {
+    pub(crate) fn close(&mut self, end: usize) {
         let node = {
             let mut sockets = self.host.lock();
-            sockets.close(end);
+            sockets.release(end);
             sockets.ends[end].node
         };
         self.poke(node, US);
         self.program_done(end);
     }
 
-    fn program_done(&mut self, end: usize) {
+    pub(crate) fn program_done(&mut self, end: usize) {
         if let Some(program) = self.programs.get_mut(&end) {
             program.done = true;
         }
@@ -426,7 +471,8 @@ impl World {
             program.read_most = program.read_most.max(64 << 10);
         }
         let (send, write_most, read_most) = (program.send, program.write_most, program.read_most);
-        let (manner, pause) = (program.manner, program.pause);
+        let (manner, pause, gives) = (program.manner, program.pause, program.gives);
+        let urgent = self.options.urgent > 0 && self.rng.percent(self.options.urgent);
         let mut sockets = self.host.lock();
         let capacity = sockets.capacity;
         let this = &mut sockets.ends[end];
@@ -439,6 +485,9 @@ impl World {
             false => room.min(write_most).min(send - this.written),
         };
         this.written += give;
+        if urgent && give > 0 {
+            this.mark_urgent();
+        }
         let (moved, written) = (this.consumed + this.written, this.written);
         let drained = this.consumed == this.delivered;
         let (finished, gone, dead) = (this.finished, this.engine_closed, this.engine_dead);
@@ -452,6 +501,17 @@ impl World {
         drop(sockets);
         if take + give > 0 {
             self.poke(node, US);
+        }
+        if let (Some(at), Some(token)) = (gives, token)
+            && moved >= at
+            && !dead
+            && self.phase == Phase::Breaking
+            && self.is_up(node)
+        {
+            if let Some(program) = self.programs.get_mut(&end) {
+                (program.running, program.gives) = (false, None);
+            }
+            return self.give(end, token);
         }
         match manner {
             Manner::Die(at) if moved >= at => {
@@ -564,7 +624,11 @@ impl World {
 
     fn may_reset(&self, number: usize) -> bool {
         let connection = &self.connections[number];
-        let lives = [Some(connection.client_life), connection.server_life];
+        let owners = [Some(connection.client_life), connection.server_life];
+        let mut lives = connection.candidates.clone();
+        for (lives, owner) in lives.iter_mut().zip(owners) {
+            lives.extend(owner);
+        }
         let since = connection.asked_at.saturating_sub(SECOND);
         let disk = self.disk.lock();
         if connection.probe {
@@ -574,14 +638,18 @@ impl World {
         if connection.excuse.is_some() || lives.iter().flatten().any(ended) {
             return true;
         }
-        let [Some(client), Some(server)] = lives else {
-            return false;
-        };
         let heartbeat = self.options.timings.heartbeat.as_nanos() as u64;
         let healthy = (2 * heartbeat + 500 * MS) / 100 * 103;
-        let (client, server) = (&disk.handles[client], &disk.handles[server]);
-        client.gapped_for(server, since, self.now, healthy)
-            || server.gapped_for(client, since, self.now, healthy)
+        let silent = |of: usize, to: usize| {
+            let (of, to) = (&disk.handles[of], &disk.handles[to]);
+            of.gapped_for(to, since, self.now, healthy)
+        };
+        let [clients, servers] = &lives;
+        let mut pairs = clients
+            .iter()
+            .flat_map(|client| servers.iter().map(move |server| (*client, *server)));
+        pairs.any(|(client, server)| silent(client, server) || silent(server, client))
+            || self.gifts.held_long(number, self.now)
     }
 
     /// What a connection that does not end looks like.

@@ -9,6 +9,9 @@ use stp_format::{Place, SeatId, UNIT_BYTES, UnitBuf};
 use crate::disk::{Disk, PIECE_BYTES};
 use crate::mutation::Mutation;
 
+/// Units that a storage of larger blocks reads, changes and writes together.
+const BLOCK_UNITS: u64 = 4;
+
 impl Disk {
     /// Spoils a piece of a record, table or slot; of records and tables always the same copy, so that
     /// one stays whole, unless it may strike `anywhere`.
@@ -120,6 +123,49 @@ impl Disk {
         self.note(from ^ 0x0dd);
         let range = from as usize..to as usize;
         self.bytes[range.clone()].copy_from_slice(&picture[range]);
+    }
+
+    /// The volume ends earlier: mostly somewhere in the rings, sometimes anywhere. What stood behind is lost.
+    pub(crate) fn shrink(&mut self) {
+        let rings = self.geometry.ring(0, self.geometry.extents);
+        let place = Place::Slot {
+            seat: SeatId(0),
+            ring: rings,
+            slot: 0,
+            skip: 0,
+        };
+        let first = match self.rng.percent(80) {
+            true => self.geometry.offset(place, 1).unwrap_or_default(),
+            false => 0,
+        };
+        let units = (self.bytes.len() as u64 - first) / UNIT_BYTES as u64;
+        let end = first + self.rng.below(units) * UNIT_BYTES as u64;
+        self.figures.fault("volume shrinks");
+        self.note(end ^ 0x54);
+        self.ends_at = end;
+        self.bytes[end as usize..].fill(0);
+    }
+
+    /// The volume has its size again.
+    pub(crate) fn grow(&mut self) {
+        self.ends_at = u64::MAX;
+    }
+
+    /// What lies in one block of a larger size with what is written, as it is now: it is put back with it.
+    pub(crate) fn neighbours(&self, offset: u64, length: usize) -> Vec<(u64, Arc<UnitBuf>)> {
+        let block = BLOCK_UNITS * UNIT_BYTES as u64;
+        let end = offset + length as u64;
+        let (first, last) = (offset / block * block, end.div_ceil(block) * block);
+        let ranges = [(first, offset), (end, last.min(self.bytes.len() as u64))];
+        let beside = ranges.into_iter().filter(|(from, to)| from < to);
+        beside
+            .map(|(from, to)| {
+                let old = &self.bytes[from as usize..to as usize];
+                let mut copy = UnitBuf::zeroed(UnitBuf::units_for(old.len()));
+                copy.bytes_mut()[..old.len()].copy_from_slice(old);
+                (from, Arc::new(copy))
+            })
+            .collect()
     }
 
     /// What a mutation makes of a write.

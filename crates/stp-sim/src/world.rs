@@ -16,6 +16,7 @@ use stp_host::engine::{Command, Driver, Over, Reply, Verdicts};
 use crate::Outcome;
 use crate::clock::{Rate, SimClock};
 use crate::disk::{Disk, Shared, SimMedium};
+use crate::gifts::{GiftTask, Gifts};
 use crate::hostile::Hostile;
 use crate::local::{Host, SimLocal, Sockets};
 use crate::mutation::Mutation;
@@ -85,11 +86,13 @@ pub(crate) enum Task {
     Accept(usize),
     Connect,
     Cancel(usize),
+    Gift(GiftTask),
     Start(usize),
     Thaw(usize),
     Relisten(usize),
     Fault(Fault),
     Flap(usize, u64),
+    Grow,
     Hostile,
     Heal,
 }
@@ -107,6 +110,7 @@ pub(crate) enum Fault {
     RollBack,
     Flap,
     Lose,
+    Shrink,
 }
 
 /// How far the run has come.
@@ -139,6 +143,7 @@ pub(crate) struct World {
     agenda: BTreeMap<(u64, u64), Task>,
     serial: u64,
     pub(crate) inbox: Inbox,
+    pub(crate) gifts: Gifts,
     pub(crate) open: BTreeSet<usize>,
     pub(crate) connects: usize,
     pub(crate) next_port: u16,
@@ -220,6 +225,7 @@ impl World {
             agenda: BTreeMap::new(),
             serial: 0,
             inbox: Arc::default(),
+            gifts: Gifts::default(),
             open: BTreeSet::new(),
             connects: 0,
             next_port: 2000,
@@ -260,6 +266,7 @@ impl World {
             Fault::RollBack,
             Fault::Flap,
             Fault::Lose,
+            Fault::Shrink,
         ] {
             world.plan_fault(fault);
         }
@@ -295,7 +302,13 @@ impl World {
         figures.resets = self.resets;
         figures.streams = self.streams;
         figures.lives = self.lives.len() as u64;
-        figures.bytes = self.host.lock().bytes;
+        figures.gifts = self.gifts.all.len() as u64;
+        figures.gifts_handed = self.gifts.handed;
+        figures.gifts_moved = self.gifts.moved;
+        figures.gifts_returned = self.gifts.returned;
+        let sockets = self.host.lock();
+        (figures.bytes, figures.urgent_bytes) = (sockets.bytes, sockets.urgent_bytes);
+        drop(sockets);
         let trace = disk.trace;
         drop(disk);
         Outcome {
@@ -357,6 +370,7 @@ impl World {
             Task::Accept(node) => self.accept(node),
             Task::Connect => self.connect_some(),
             Task::Cancel(connection) => self.cancel(connection),
+            Task::Gift(task) => self.perform_gift(task),
             Task::Start(node) => self.start(node),
             Task::Thaw(node) => self.poke(node, 0),
             Task::Relisten(node) => {
@@ -371,6 +385,7 @@ impl World {
                 }
             }
             Task::Flap(life, until) => self.flap(life, until),
+            Task::Grow => self.disk.lock().grow(),
             Task::Hostile => self.hostile(),
             Task::Heal => self.heal(),
         }
@@ -630,6 +645,7 @@ impl World {
                 self.answered(connection, answer);
             }
         }
+        self.hear_gifts();
         let (accepted, touched, finding) = {
             let mut sockets = self.host.lock();
             (
@@ -648,10 +664,19 @@ impl World {
         if let Some(finding) = finding {
             self.find(finding);
         }
-        let finding = self.disk.lock().finding.take();
+        let mut disk = self.disk.lock();
+        let (finding, disturbed) = (disk.finding.take(), std::mem::take(&mut disk.disturbed));
+        drop(disk);
         if let Some(finding) = finding {
             self.find(finding);
         }
+        if disturbed {
+            self.disturb_all();
+        }
+    }
+
+    pub(crate) fn is_up(&self, node: usize) -> bool {
+        matches!(self.nodes[node].state, State::Up(_)) && !self.nodes[node].leaving
     }
 
     pub(crate) fn seat(&self, node: usize) -> Option<SeatId> {

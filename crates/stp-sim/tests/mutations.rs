@@ -1,11 +1,20 @@
 //! Each checker can fail: one thing is broken on purpose, and a seed must find it, by the words of that checker.
 
-use stp_sim::{Mutation, Options};
+use stp_sim::{MOVES, Mutation, Options};
 
 /// Some seed of these must end with a finding that says `words`.
 fn found(mutation: Mutation, words: &str) {
+    found_from(1000, mutation, words);
+}
+
+/// As [`found`], with streams that are given away and urgent bytes.
+fn found_with_gifts(mutation: Mutation, words: &str) {
+    found_from(MOVES, mutation, words);
+}
+
+fn found_from(first: u64, mutation: Mutation, words: &str) {
     let mut others = Vec::new();
-    for seed in 1000..1040 {
+    for seed in first..first + 40 {
         let mut options = Options::from_seed(seed);
         options.mutation = Some(mutation);
         match stp_sim::run(&options, false).finding {
@@ -120,4 +129,34 @@ fn a_node_that_leaves_silently_is_found() {
 #[test]
 fn a_node_that_does_not_come_back_is_found() {
     found(Mutation::GoneForGood, "got no seat");
+}
+
+#[test]
+fn unread_bytes_that_a_gift_loses_are_found() {
+    found_with_gifts(Mutation::GiftLosesUnread, "a wrong byte");
+}
+
+#[test]
+fn unsent_bytes_that_a_gift_doubles_are_found() {
+    found_with_gifts(Mutation::GiftDoublesUnsent, "a wrong byte");
+}
+
+#[test]
+fn a_stream_with_two_owners_is_found() {
+    found_with_gifts(Mutation::GiftStaysToo, "which has an owner");
+}
+
+#[test]
+fn a_gift_that_is_never_settled_is_found() {
+    found_with_gifts(Mutation::GiftUnsettled, "do not end");
+}
+
+#[test]
+fn a_byte_that_is_not_urgent_and_comes_so_is_found() {
+    found_with_gifts(Mutation::FalseMark, "came as an urgent one");
+}
+
+#[test]
+fn an_urgent_byte_that_comes_as_a_common_one_is_found() {
+    found_with_gifts(Mutation::LostMark, "came as a common one");
 }

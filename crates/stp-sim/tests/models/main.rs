@@ -3,6 +3,7 @@
 
 mod claim;
 mod handshake;
+mod helm;
 mod wake_up;
 
 use std::fmt::Debug;

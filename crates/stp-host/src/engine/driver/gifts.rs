@@ -222,12 +222,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             return;
         };
         gift.stream = None;
-        if gift.offer.to != self.system {
+        // One that is on its way may be another engine's already: then so are the bytes in the socket.
+        let moving = matches!(gift.held, Held::Moving { .. });
+        if moving || gift.offer.to != self.system {
             let gift_id = *gift_id;
             return self.end_gift(now, gift_id, Outcome::Broken);
-        }
-        if matches!(gift.held, Held::Moving { .. }) {
-            gift.held = Held::Giver;
         }
         let offers = std::mem::take(&mut gift.offers);
         self.withdraw_offers(now, offers);
