@@ -13,6 +13,7 @@ mod moves;
 mod openings;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use stp_core::{
@@ -140,6 +141,8 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     phase: Phase,
     /// Pieces of streams handed over so far, either way.
     moves: u64,
+    /// The log says already that the volume has lost its end.
+    lacks_told: bool,
     label: String,
     /// Last: the buffers under way belong to it.
     medium: Box<M>,
@@ -176,6 +179,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             last_token,
             phase: Phase::Running,
             moves: 0,
+            lacks_told: false,
             label,
             medium,
         }
@@ -356,8 +360,21 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             };
             let result = result.map_err(|error| {
                 tracing::debug!(volume = %self.label, %error, "a transfer failed");
-                let invalid = error.kind() == std::io::ErrorKind::InvalidInput;
+                let invalid = error.kind() == ErrorKind::InvalidInput;
                 let unnamed = if invalid { ERRNO_INVALID } else { ERRNO_IO };
+                // A read behind the end, a write behind a device's.
+                let lacks = matches!(
+                    error.kind(),
+                    ErrorKind::UnexpectedEof | ErrorKind::StorageFull
+                );
+                if lacks && !std::mem::replace(&mut self.lacks_told, true) {
+                    tracing::error!(
+                        volume = %self.label,
+                        %error,
+                        "the volume has lost its end, or its file system has no room for it: \
+                         streams wait until it has the size that `stp info` tells"
+                    );
+                }
                 IoFault {
                     errno: error.raw_os_error().unwrap_or(unnamed),
                 }
