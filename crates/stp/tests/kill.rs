@@ -75,6 +75,8 @@ fn program() {
     }
 }
 
+/// A hang guard, for machines that have other things to do: nothing is concluded from it.
+const HANG: Duration = Duration::from_secs(120);
 /// How long the programs' own engines may be silent.
 const DEAD_AFTER: Duration = Duration::from_secs(2);
 
@@ -340,7 +342,7 @@ fn a_shared_engine_that_is_killed_and_started_again() {
             Ok(stream) => break stream,
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
         }
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < HANG);
         std::thread::sleep(Duration::from_millis(20));
     };
     stream.write_all(b"again").unwrap();
@@ -390,7 +392,7 @@ fn an_unknown_system_is_named_with_those_there_are() {
         let error = net.from.connect("gamma:7000").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
         // Beta's record may not have been read yet.
-        if error.to_string().contains("beta") || start.elapsed() > Duration::from_secs(10) {
+        if error.to_string().contains("beta") || start.elapsed() > HANG {
             break error.to_string();
         }
         std::thread::sleep(Duration::from_millis(20));

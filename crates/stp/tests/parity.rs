@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{Conn, Listen, Net, Stp, Tcp};
 
+/// A hang guard, for machines that have other things to do: nothing is concluded from it.
+const HANG: Duration = Duration::from_secs(120);
 const SHORT: Duration = Duration::from_millis(100);
 
 /// Runs a body on TCP, within one system, and between two: with a model of engines, with engines in this
@@ -141,7 +143,7 @@ parity! {
         assert_eq!(ours.set_write_timeout(zero).map_err(kind), Err(ErrorKind::InvalidInput));
         let connected = net.connect_timeout(listener.port(), Duration::ZERO);
         assert_eq!(connected.map(drop).map_err(kind), Err(ErrorKind::InvalidInput));
-        net.connect_timeout(listener.port(), Duration::from_secs(20)).unwrap();
+        net.connect_timeout(listener.port(), HANG).unwrap();
     }
 }
 
@@ -151,7 +153,7 @@ parity! {
         ours.set_nonblocking(true).unwrap();
         assert_eq!(ours.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
         theirs.write_all(b"x").unwrap();
-        assert!(readable(&ours, Duration::from_secs(20)));
+        assert!(readable(&ours, HANG));
         assert_eq!(ours.read(&mut [0; 8]).unwrap(), 1);
         let block = vec![7; 1 << 20];
         let error = loop {
@@ -179,7 +181,7 @@ parity! {
                 Ok(_) => break,
                 Err(e) => assert_eq!(e.kind(), ErrorKind::WouldBlock),
             }
-            assert!(start.elapsed() < Duration::from_secs(20));
+            assert!(start.elapsed() < HANG);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -361,7 +363,7 @@ parity! {
             if let Err(error) = ours.write(b"x") {
                 break error;
             }
-            assert!(start.elapsed() < Duration::from_secs(20));
+            assert!(start.elapsed() < HANG);
             std::thread::sleep(Duration::from_millis(1));
         };
         let expected = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
@@ -439,7 +441,7 @@ parity! {
         let (ours, mut theirs) = net.pair();
         assert!(!readable(&ours, Duration::from_millis(20)));
         theirs.write_all(b"x").unwrap();
-        assert!(readable(&ours, Duration::from_secs(20)));
+        assert!(readable(&ours, HANG));
     }
 }
 
