@@ -4,6 +4,8 @@
 //!   or cannot be moved; never both, and never two takers.
 //! - The taker goes on at the very byte: what it is handed and what it sends is held against the pattern.
 //! - Once it is taken, nothing that befalls the giver excuses a reset; while it is on its way, both engines' fates do.
+//! - A giver that hears that its engine is gone, or the stream, cannot know whether a taker has it: it touches nothing
+//!   before the takers have their answers.
 //! - Every gift is settled, and every taker answered.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,8 +38,7 @@ pub(crate) struct Gift {
     /// What the giver's engine said; `Some(None)`: it went without a word.
     settled: Option<Option<Outcome>>,
     taken: bool,
-    /// Takers who have confirmed and have no answer.
-    confirming: u32,
+    takers: Vec<usize>,
     /// When the side had a program again, or none any more.
     over_at: Option<u64>,
 }
@@ -117,6 +118,12 @@ impl Gifts {
         gifts.any(|gift| gift.connection == connection && held(gift))
     }
 
+    /// Whether a taker may have a gift yet.
+    fn is_awaited(&self, gift: &Gift) -> bool {
+        let mut stages = gift.takers.iter().map(|taker| self.takers[*taker].stage);
+        stages.any(|stage| !matches!(stage, Stage::Coming | Stage::Over))
+    }
+
     /// A gift that is not settled, or a taker who was not answered.
     pub(crate) fn left_over(&self) -> Option<String> {
         let gift = self
@@ -179,7 +186,7 @@ impl World {
             giver: true,
             settled: None,
             taken: false,
-            confirming: 0,
+            takers: Vec::new(),
             over_at: None,
         });
         self.send_takers(number, &to, wait);
@@ -243,6 +250,7 @@ impl World {
                 dies,
             });
             let taker = self.gifts.takers.len() - 1;
+            self.gifts.all[gift].takers.push(taker);
             match self.rng.percent(30) {
                 true => self.take(taker),
                 false => {
@@ -256,8 +264,10 @@ impl World {
     pub(crate) fn perform_gift(&mut self, task: GiftTask) {
         match task {
             GiftTask::Withdraw(gift) => {
-                let Gift { id, node, .. } = self.gifts.all[gift];
-                if let (Some(id), None) = (id, self.gifts.all[gift].settled) {
+                let Gift {
+                    id, node, settled, ..
+                } = self.gifts.all[gift];
+                if let (Some(id), None) = (id, settled) {
                     self.command(node, Command::Withdraw { gift: id });
                 }
             }
@@ -331,10 +341,9 @@ impl World {
             if self.nodes[node].life == life {
                 self.command(node, Command::PutBack { gift: id });
             }
-            return;
+            return self.settle(gift);
         }
         self.gifts.takers[number].stage = Stage::Confirming { end };
-        self.gifts.all[gift].confirming += 1;
         let Gift {
             connection, side, ..
         } = self.gifts.all[gift];
@@ -378,7 +387,10 @@ impl World {
                     let after = self.rng.spread(US, most);
                     self.at(after, Task::Gift(GiftTask::Decide(taker)));
                 }
-                News::Handed(taker, _) => self.gifts.takers[taker].stage = Stage::Over,
+                News::Handed(taker, _) => {
+                    self.gifts.takers[taker].stage = Stage::Over;
+                    self.settle(self.gifts.takers[taker].gift);
+                }
                 News::Taken(taker, answer) => self.gift_confirmed(taker, answer),
             }
         }
@@ -412,7 +424,6 @@ impl World {
             ..
         } = self.gifts.takers[taker];
         let gift = &mut self.gifts.all[number];
-        gift.confirming -= 1;
         let Some(Ok(Succession { side, old })) = answer else {
             self.host.lock().release(end);
             return self.settle(number);
@@ -453,6 +464,7 @@ impl World {
 
     /// Whose the side is now, if that can be said.
     fn settle(&mut self, number: usize) {
+        let awaited = self.gifts.is_awaited(&self.gifts.all[number]);
         let gift = &mut self.gifts.all[number];
         let Some(outcome) = gift.settled else {
             return;
@@ -465,7 +477,8 @@ impl World {
             return;
         }
         // Its giver's engine may be gone, or have heard of the move first: a taker may have it yet.
-        if gift.over_at.is_some() || (gift.confirming > 0 && !gift.returned()) {
+        let unknown = gift.id.is_some() && !gift.returned();
+        if gift.over_at.is_some() || (unknown && awaited) {
             return;
         }
         gift.over_at = Some(self.now);

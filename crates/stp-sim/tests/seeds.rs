@@ -14,9 +14,9 @@ fn run(seeds: impl IntoIterator<Item = u64>) {
 
 #[test]
 fn some_dozen_seeds_find_nothing() {
-    run(1000..1012);
-    run(ALL_FAULTS..ALL_FAULTS + 8);
-    run(MOVES..MOVES + 12);
+    run(1000..1008);
+    run(ALL_FAULTS..ALL_FAULTS + 6);
+    run(MOVES..MOVES + 10);
 }
 
 /// Two claimers of a dead node's seat destroyed each other's claims in turn.
@@ -41,10 +41,11 @@ fn seeds_of_lost_records_and_kept_locks_find_nothing_more() {
 }
 
 /// An engine that slept while its gift moved to another node of its system, and lost the stream's far end, let the giver
-/// have the stream again beside its taker.
+/// have the stream again beside its taker. (The other two were the simulator's: a giver whose engine died read on
+/// before it could know whether its taker had the stream.)
 #[test]
 fn seeds_of_moved_streams_find_nothing_more() {
-    for seed in [1_000_528] {
+    for seed in [1_000_528, 1_001_023, 1_001_044] {
         let outcome = stp_sim::run(&Options::from_seed(seed).small(), false);
         assert_eq!(outcome.finding, None, "seed {seed}");
     }
@@ -52,7 +53,7 @@ fn seeds_of_moved_streams_find_nothing_more() {
 
 #[test]
 fn the_same_seed_is_the_same_run() {
-    for seed in [3, 7, 1001, ALL_FAULTS + 12, MOVES + 12] {
+    for seed in [3, 1001, ALL_FAULTS + 12, MOVES + 12] {
         let options = Options::from_seed(seed);
         let (first, second) = (stp_sim::run(&options, false), stp_sim::run(&options, false));
         assert_eq!(first.figures, second.figures, "seed {seed}");
