@@ -84,7 +84,6 @@ fn handle(path: &str, io: IoChoice) -> Box<dyn Medium> {
     let options = OpenOptions {
         access: Access::ReadWrite,
         io,
-        ..OpenOptions::default()
     };
     let mut medium = open(&spec, &options).unwrap();
     medium.set_geometry(Geometry::plan(VOLUME_BYTES, 3).unwrap());
