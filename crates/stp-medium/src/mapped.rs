@@ -4,10 +4,12 @@
 //! - Operations complete within [`Medium::kick`], in order.
 //! - The map is only ever seen as atomic words, which are copied out or in: a peer's write in the middle of a
 //!   copy gives mixed bytes and nothing worse. The copies are what the floors above check.
-//! - Each [`Medium::kick`] first asks whether the file still has all its pages. If not (somebody truncated it or
-//!   punched a hole), `pread` and `pwrite` serve instead, and errors are errors: access through the map could
-//!   end in `SIGBUS`. A truncation between that question and the copies behind it, a window of
-//!   microseconds, is not survived. A device's memory keeps its size and cannot be read but through the map.
+//! - The first [`Medium::kick`] in every [`WHOLE_FOR`] asks whether the file still has all its pages. If not
+//!   (somebody truncated it or punched a hole), `pread` and `pwrite` serve instead, and errors are errors: access
+//!   through the map could end in `SIGBUS`. A truncation between that question and the copies behind it is not
+//!   survived. A device's memory keeps its size and cannot be read but through the map.
+//! - Between two questions a transfer makes no system call, but for the first that touches a stretch of
+//!   [`POPULATE_BYTES`]: all its pages are brought in at once.
 //! - Nothing here outlives a loss of power, durable or not.
 #![allow(unsafe_code)]
 
@@ -18,9 +20,10 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use stp_format::{Geometry, SeatId};
 
 use crate::storage::{Writable, locate};
@@ -29,6 +32,14 @@ use crate::{Completion, Medium, Op, OpId, SeatLock, lock};
 /// Operations handed over between two kicks beyond which nothing is gained.
 const DEPTH: usize = 64;
 const WORD_BYTES: usize = size_of::<u64>();
+/// Words that are copied together.
+const BLOCK_WORDS: usize = 8;
+const BLOCK_BYTES: usize = BLOCK_WORDS * WORD_BYTES;
+/// How long the answer is good that the file has all its pages: the question is a system call, as dear as a small
+/// message. After a pause it is always asked anew.
+const WHOLE_FOR: Duration = Duration::from_millis(1);
+/// What is brought in at one go: a fault for each page costs more than what the page carries.
+const POPULATE_BYTES: usize = 2 << 20;
 
 /// Whose memory it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +64,8 @@ pub(crate) struct Mapped {
     memory: Memory,
     geometry: Option<Geometry>,
     writable: Writable,
+    /// When it was last asked whether the file has all its pages, and whether it had.
+    asked: Option<(Instant, bool)>,
     submitted: VecDeque<(OpId, Op)>,
     done: VecDeque<Completion>,
 }
@@ -71,9 +84,30 @@ impl Mapped {
             memory,
             geometry: None,
             writable,
+            asked: None,
             submitted: VecDeque::new(),
             done: VecDeque::new(),
         })
+    }
+
+    /// Whether the map can be touched: the file has all its pages, or had them a moment ago.
+    fn pages_whole(&mut self) -> bool {
+        if self.memory == Memory::Device {
+            return true;
+        }
+        let now = Instant::now();
+        if let Some((at, whole)) = self.asked
+            && now.duration_since(at) < WHOLE_FOR
+        {
+            return whole;
+        }
+        let len = self.map.len as u64;
+        let whole = self
+            .file
+            .metadata()
+            .is_ok_and(|found| found.len() >= len && found.blocks() * 512 >= len);
+        self.asked = Some((now, whole));
+        whole
     }
 
     fn transfer(&self, op: &mut Op, pages_whole: bool) -> io::Result<()> {
@@ -125,12 +159,7 @@ impl Medium for Mapped {
         if self.submitted.is_empty() {
             return;
         }
-        let pages_whole = match self.memory {
-            Memory::Device => true,
-            Memory::File => self.file.metadata().is_ok_and(|found| {
-                found.len() >= self.map.len as u64 && found.blocks() * 512 >= self.map.len as u64
-            }),
-        };
+        let pages_whole = self.pages_whole();
         while let Some((id, mut op)) = self.submitted.pop_front() {
             let result = self.transfer(&mut op, pages_whole);
             let buf = match op {
@@ -178,6 +207,8 @@ pub(crate) struct Map {
     start: NonNull<u8>,
     /// A multiple of the word.
     len: usize,
+    /// Per stretch of [`POPULATE_BYTES`]: its pages were brought in.
+    populated: Box<[AtomicBool]>,
 }
 
 // SAFETY: the map belongs to the process, not to a thread; every access goes through atomics.
@@ -190,11 +221,14 @@ impl Map {
         let size = file.metadata()?.len();
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let len = len / WORD_BYTES * WORD_BYTES;
+        let stretches = len.div_ceil(POPULATE_BYTES);
+        let populated = (0..stretches).map(|_| AtomicBool::new(false)).collect();
         if len == 0 {
             // Nothing to map; every transfer fails as a read behind the end does.
             return Ok(Self {
                 start: NonNull::dangling(),
                 len,
+                populated,
             });
         }
         let protection = match writable {
@@ -213,7 +247,31 @@ impl Map {
             )?
         };
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, len })
+        Ok(Self {
+            start,
+            len,
+            populated,
+        })
+    }
+
+    /// Brings in the pages of a range that lies in the map, unless that was done. Without it, or where the kernel
+    /// refuses it, each page comes at its first touch.
+    fn populate(&self, offset: usize, len: usize) {
+        let stretches = offset / POPULATE_BYTES..(offset + len).div_ceil(POPULATE_BYTES);
+        for stretch in stretches {
+            let populated = &self.populated[stretch];
+            if populated.load(Ordering::Relaxed) || populated.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            let first = stretch * POPULATE_BYTES;
+            let bytes = POPULATE_BYTES.min(self.len - first);
+            // SAFETY: the stretch lies in the map (`first` is below `offset + len`), and bringing pages in changes
+            // nothing that anybody can see.
+            unsafe {
+                let start = self.start.as_ptr().add(first).cast();
+                let _ = madvise(start, bytes, Advice::LinuxPopulateRead);
+            }
+        }
     }
 
     /// As `pread`, in whole words.
@@ -236,6 +294,7 @@ impl Map {
     /// The words of a byte range whose bounds are multiples of the word.
     fn words(&self, offset: usize, len: usize) -> &[AtomicU64] {
         assert!(offset.is_multiple_of(WORD_BYTES) && self.holds(offset as u64, len));
+        self.populate(offset, len);
         // SAFETY: the range was checked to lie in the map, whose start is page-aligned; the map lives as long as
         // `self`. All accesses of this program are atomic and of this size; writes of other processes are
         // outside its memory model and can give any value, which an integer may have.
@@ -246,9 +305,19 @@ impl Map {
     }
 
     pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        let words = self.words(offset, into.len());
-        for (bytes, word) in into.chunks_exact_mut(WORD_BYTES).zip(words) {
-            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        let (blocks, rest) = self.words(offset, into.len()).as_chunks::<BLOCK_WORDS>();
+        let (into_blocks, into_rest) = into.as_chunks_mut::<BLOCK_BYTES>();
+        for (into, block) in into_blocks.iter_mut().zip(blocks) {
+            let words = block.each_ref().map(|word| word.load(Ordering::Relaxed));
+            into.copy_from_slice(words.map(u64::to_ne_bytes).as_flattened());
+        }
+        for (into, word) in into_rest
+            .as_chunks_mut::<WORD_BYTES>()
+            .0
+            .iter_mut()
+            .zip(rest)
+        {
+            *into = word.load(Ordering::Relaxed).to_ne_bytes();
         }
         // What is read after this copy is not older than the copy.
         fence(Ordering::Acquire);
@@ -257,12 +326,17 @@ impl Map {
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
         // Who sees this copy also sees what was written before it.
         fence(Ordering::Release);
-        let words = self.words(offset, from.len());
-        for (bytes, word) in from.chunks_exact(WORD_BYTES).zip(words) {
-            let mut value = [0; WORD_BYTES];
-            value.copy_from_slice(bytes);
-            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+        let (blocks, rest) = self.words(offset, from.len()).as_chunks::<BLOCK_WORDS>();
+        let (from_blocks, from_rest) = from.as_chunks::<BLOCK_BYTES>();
+        let store = |words: &[AtomicU64], from: &[u8]| {
+            for (word, bytes) in words.iter().zip(from.as_chunks::<WORD_BYTES>().0) {
+                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+            }
+        };
+        for (block, from) in blocks.iter().zip(from_blocks) {
+            store(block, from);
         }
+        store(rest, from_rest);
     }
 }
 

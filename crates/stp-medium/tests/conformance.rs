@@ -181,6 +181,8 @@ fn a_mapped_file_that_shrinks_gives_errors_and_lives_on() {
         copy: 1,
     };
     let mut attempt = |write: bool| {
+        // After a pause it is asked anew whether the file has its pages; what happens meanwhile is not survived.
+        std::thread::sleep(std::time::Duration::from_millis(2));
         let op = if write {
             Op::Write {
                 place: seat,
