@@ -43,7 +43,14 @@ impl Ring {
 
     /// An error here means that the kernel, or a filter in front of it, refuses io_uring.
     pub(crate) fn new(file: Arc<File>) -> io::Result<Self> {
-        let ring = IoUring::builder().build(Self::DEPTH as u32 * 2)?;
+        let entries = Self::DEPTH as u32 * 2;
+        // A completion does not interrupt the engine's thread on another processor: it is seen at the next system
+        // call, or wakes the thread if that sleeps. Kernels before 5.19 know no choice.
+        let ring = IoUring::builder()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .build(entries)
+            .or_else(|_| IoUring::new(entries))?;
         Ok(Self {
             ring,
             file,
@@ -88,10 +95,16 @@ impl Ring {
     }
 
     pub(crate) fn poll(&mut self) -> Option<Completion> {
+        let mut asked = false;
         loop {
             let Some(entry) = self.ring.completion().next() else {
                 self.kick();
-                return None;
+                // What has ended may wait for a system call of the thread that began it.
+                if asked || !self.ring.submission().taskrun() || self.ring.submit().is_err() {
+                    return None;
+                }
+                asked = true;
+                continue;
             };
             if entry.user_data() == CANCEL {
                 continue;
