@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) peer_epoch: Epoch,
     pub(crate) floor: Epoch,
     pub(crate) outgoing: Option<Outgoing>,
+    /// When `outgoing` began.
+    pub(crate) begun_at: Time,
     pub(crate) incoming: Option<Incoming>,
     /// By the name that the *peer* writes.
     pub(crate) keys: BTreeMap<StreamKey, StreamId>,
@@ -55,6 +57,7 @@ impl Link {
             peer_epoch: Epoch(0),
             floor: Epoch(0),
             outgoing: None,
+            begun_at: Time::ZERO,
             incoming: None,
             keys: BTreeMap::new(),
             ending: None,
@@ -109,6 +112,12 @@ impl Link {
                 .unwrap_or_default(),
             acked_seq: self.acked_seq(),
         }
+    }
+
+    /// Streams here wait for the peer's first word, whose ring its record is about to name: since when.
+    pub(crate) fn awaits_ring(&self) -> Option<Time> {
+        let waits = self.outgoing.is_some() && self.incoming.is_none() && !self.keys.is_empty();
+        waits.then_some(self.begun_at)
     }
 
     /// The last incoming segment taken in.

@@ -7,8 +7,11 @@
 //!   come, as much later as experience says that the next one will be there. Each look that comes too early costs
 //!   as much as reading what it looks for.
 //! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
+//! - What this node sends after that makes an answer likely, as long as the peer's answers come promptly: then it looks
+//!   again from that moment on. For the answer to an opening it does so in any case.
 
 use crate::config::Timings;
+use crate::sender::Asks;
 use crate::time::{Time, earliest};
 use alloc::collections::VecDeque;
 use core::time::Duration;
@@ -28,8 +31,10 @@ const BULK_NAP_MAX: Duration = Duration::from_micros(400);
 const LEAD_MAX: Duration = Duration::from_micros(1500);
 /// The nap while this node sends in bulk and only acknowledgements come back.
 const QUIET_NAP: Duration = Duration::from_millis(2);
+/// An answer that takes longer than this to what was sent is none: the stream goes one way, or its end thinks.
+const ANSWER_MAX: Duration = Duration::from_millis(50);
 /// The nap is this part of the silence.
-const NAP_PART: u32 = 8;
+pub(crate) const NAP_PART: u32 = 8;
 /// First pause after a bad checksum, doubling up to [`LATE_PAUSE_MAX`].
 const LATE_PAUSE: Duration = Duration::from_micros(50);
 const LATE_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -112,6 +117,9 @@ pub(crate) struct Incoming {
     sighted_at: Time,
     /// The last segment carried no data: only acknowledgements and credit come at present.
     quiet: bool,
+    /// Since when an answer is waited for, and whether the last one came in time.
+    asked_at: Option<Time>,
+    prompt: bool,
     /// The last segment that the peer's record speaks of.
     hint: Seq,
     /// Segments taken in that want an acknowledgement, and since when the first waits.
@@ -131,6 +139,8 @@ impl Incoming {
             lead: Duration::ZERO,
             sighted_at: now,
             quiet: false,
+            asked_at: None,
+            prompt: true,
             hint: Seq(0),
             owed: 0,
             owed_since: None,
@@ -169,6 +179,18 @@ impl Incoming {
         self.news_at = now;
         if let Some(head) = self.stages.front_mut() {
             head.look_at = now;
+        }
+    }
+
+    /// This node sends the peer something that it may answer.
+    pub(crate) fn ask(&mut self, now: Time, asks: Asks, timings: &Timings) {
+        if asks == Asks::Nothing {
+            return;
+        }
+        let asked_at = *self.asked_at.get_or_insert(now);
+        self.prompt &= now.since(asked_at) < ANSWER_MAX;
+        if asks == Asks::Surely || (self.prompt && self.idle(now, timings)) {
+            self.wake(now);
         }
     }
 
@@ -336,6 +358,9 @@ impl Incoming {
     /// The head was taken in.
     pub(crate) fn advance(&mut self, now: Time, wants_ack: bool, quiet: bool) {
         self.quiet = quiet;
+        if !quiet && let Some(asked_at) = self.asked_at.take() {
+            self.prompt = now.since(asked_at) < ANSWER_MAX;
+        }
         if let Some(head) = self.stages.pop_front() {
             self.last_units = head.units.unwrap_or(1);
         }

@@ -66,6 +66,17 @@ impl Pool {
     }
 }
 
+/// What a segment asks of the peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Asks {
+    #[default]
+    Nothing,
+    /// Data: many programs answer.
+    Perhaps,
+    /// A connection: it is answered.
+    Surely,
+}
+
 /// A segment with a number.
 #[derive(Debug)]
 struct Kept {
@@ -97,6 +108,8 @@ pub(crate) struct Outgoing {
     lingering: Vec<(u64, u32)>,
     in_flight: usize,
     builder: Option<SegmentBuilder>,
+    /// What the builder holds makes the peer say something soon.
+    asks: Asks,
     /// Streams whose fin frame is in the builder.
     builder_fins: Vec<StreamId>,
     /// Streams whose fin frame is in a segment that is not acknowledged.
@@ -120,6 +133,7 @@ impl Outgoing {
             lingering: Vec::new(),
             in_flight: 0,
             builder: None,
+            asks: Asks::Nothing,
             builder_fins: Vec::new(),
             fins: VecDeque::new(),
             control: VecDeque::new(),
@@ -195,6 +209,11 @@ impl Outgoing {
         self.fill.retain(|queued| *queued != id);
     }
 
+    /// Something was put into the segment being filled that may be answered.
+    pub(crate) fn ask(&mut self, asks: Asks) {
+        self.asks = self.asks.max(asks);
+    }
+
     pub(crate) fn fin_in_builder(&mut self, id: StreamId) {
         self.builder_fins.push(id);
     }
@@ -243,14 +262,14 @@ impl Outgoing {
             .is_none_or(|at| now.since(at) >= DOORBELL_AFTER)
     }
 
-    /// Numbers the segment being filled. `seal` puts head and checksum on.
+    /// Numbers the segment being filled. `seal` puts head and checksum on. What it asks of the peer.
     pub(crate) fn seal(
         &mut self,
         now: Time,
         pool: &mut Pool,
         wants_ack: bool,
         seal: impl FnOnce(SegmentBuilder, Seq) -> (UnitBuf, usize),
-    ) {
+    ) -> Asks {
         let seq = self.next_seq;
         let units = usize::from(self.ring.slot_units);
         let builder = self
@@ -280,6 +299,7 @@ impl Outgoing {
             again_at: now,
             tries: 0,
         });
+        core::mem::take(&mut self.asks)
     }
 
     fn pause(&self, kept: &Kept, rewrite: Duration) -> Duration {

@@ -9,6 +9,8 @@ const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// How long a peer that wrote what no node writes is cut off at first, doubling up to [`SHUN_MAX`].
 const SHUN_FIRST: Duration = Duration::from_millis(100);
 const SHUN_MAX: Duration = Duration::from_secs(60);
+/// The shortest pause between two looks for a ring that a peer is about to name.
+const RING_NAP: Duration = Duration::from_millis(1);
 /// Between two reads of the whole directory.
 const FULL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -37,9 +39,19 @@ impl Node {
         })
     }
 
+    /// Until the next look at the directory. Where a first connection waits for the peer's ring to be named there, it
+    /// is looked for more often, as links are.
+    fn directory_nap(&self, now: Time) -> Duration {
+        let timings = &self.config.timings;
+        let waits = self.links.iter().filter_map(Link::awaits_ring).max();
+        waits.map_or(timings.poll_max, |since| {
+            (now.since(since) / crate::receiver::NAP_PART).clamp(RING_NAP, timings.poll_max)
+        })
+    }
+
     pub(super) fn handle_directory(&mut self, now: Time, done: IoDone) {
         self.directory_reading = false;
-        self.directory_at = now + self.config.timings.poll_max;
+        self.directory_at = now + self.directory_nap(now);
         let Some(buf) = done.buf.filter(|_| done.result.is_ok()) else {
             // What was to be resolved by this read waits for the next.
             self.resolving_covered = 0;
@@ -280,6 +292,10 @@ impl Node {
         let link = &mut self.links[usize::from(seat.0)];
         link.begin_with(incarnation);
         link.outgoing = Some(crate::sender::Outgoing::new(&geometry, ring));
+        link.begun_at = self.now;
+        if link.incoming.is_none() {
+            self.directory_at = self.directory_at.min(self.now + RING_NAP);
+        }
         self.own.ring();
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::frames::answer_key;
 use super::*;
+use crate::sender::Asks;
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 use stp_format::segment::StreamKey;
 use stp_format::{Frame, FrameBody, SegmentInfo};
@@ -109,6 +110,7 @@ impl Node {
             outgoing
                 .builder(&mut self.pool)
                 .commit_data(stream.key, stream.sent, bytes);
+            outgoing.ask(Asks::Perhaps);
             stream.sent += bytes as u64;
             self.counters.sent_bytes += bytes as u64;
         }
@@ -302,7 +304,7 @@ impl Node {
                 from_port: stream.local_port,
                 credit: stream.recv_limit,
             };
-            put(&mut stream.pending.open, open);
+            let opens = put(&mut stream.pending.open, open);
             if let Some(adopt) = stream.adopt {
                 put(&mut stream.pending.adopt, FrameBody::Adopt(adopt));
             }
@@ -332,6 +334,9 @@ impl Node {
             ) {
                 stream.send_end = SendEnd::FinSent;
                 outgoing.fin_in_builder(id);
+            }
+            if opens {
+                outgoing.ask(Asks::Surely);
             }
             // Behind everything else: they say that nothing more comes.
             let offset = stream.sent;
@@ -409,11 +414,12 @@ impl Node {
                 wants_ack,
             };
             let volume = self.config.volume;
-            outgoing.seal(now, &mut self.pool, wants_ack, |builder, seq| {
+            let asks = outgoing.seal(now, &mut self.pool, wants_ack, |builder, seq| {
                 builder.seal(volume, &SegmentInfo { seq, ..info })
             });
             if let Some(incoming) = &mut link.incoming {
                 incoming.acknowledged();
+                incoming.ask(now, asks, &timings);
             }
             if doorbell {
                 self.own.ring();
