@@ -20,6 +20,8 @@ const WINDOW_BYTES: u64 = 4 << 20;
 const DEPTH: usize = 4;
 /// A longer message is looked for by its last word first.
 const WHOLE_LOOK_BYTES: usize = 16 << 10;
+/// Looks without a pause; then others may have the processor, in case the one who writes is among them.
+const LOOKS_MAX: u32 = 4096;
 /// Ends an echo. Numbers of messages never get there.
 const STOP: u64 = u64::MAX;
 const WORD_BYTES: usize = size_of::<u64>();
@@ -80,6 +82,7 @@ impl Floor {
     /// Reads the other's window until a number other than `old` is there, whole.
     fn look(&mut self, size: usize, old: u64) -> io::Result<u64> {
         let grain = self.bare.grain_bytes();
+        let mut looks = 0_u32;
         loop {
             let bytes = &mut self.buf.bytes_mut()[..size];
             if self.bare.is_memory() || size > WHOLE_LOOK_BYTES {
@@ -87,7 +90,11 @@ impl Floor {
                 self.bare
                     .read(&self.other, tail as u64, &mut bytes[..grain])?;
                 if last(&bytes[..grain]) == old {
-                    std::hint::spin_loop();
+                    looks = looks.wrapping_add(1);
+                    match looks % LOOKS_MAX {
+                        0 => std::thread::yield_now(),
+                        _ => std::hint::spin_loop(),
+                    }
                     continue;
                 }
             }

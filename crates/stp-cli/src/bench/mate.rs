@@ -29,6 +29,8 @@ use crate::CliError;
 
 /// Bytes read at once by whoever only counts them.
 const SINK_BYTES: usize = 256 << 10;
+/// Connections that wait to be accepted.
+const QUEUE: i32 = 4096;
 /// Names of the two pipes in the scratch folder.
 pub(super) const PIPES: [&str; 2] = ["there", "back"];
 pub(super) const SOCKET: &str = "unix.sock";
@@ -195,6 +197,8 @@ impl Mate {
         };
         mate.serve_stp(&group)?;
         let tcp = TcpListener::bind("127.0.0.1:0").map_err(|error| failed_io("TCP", &error))?;
+        // A queue that overflows costs a second each time: clients here are faster than the threads that serve them.
+        rustix::net::listen(&tcp, QUEUE).map_err(|error| failed_io("TCP", &error.into()))?;
         let address = tcp.local_addr().map_err(|error| failed_io("TCP", &error))?;
         mate.accept(move || {
             let (stream, _) = tcp.accept()?;

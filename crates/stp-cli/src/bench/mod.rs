@@ -2,7 +2,8 @@
 //!
 //! - Everything that is compared is measured in one run, in rounds that take turns; medians are shown.
 //! - It writes only into seats that its own nodes claimed: a volume in use is not harmed, only slowed down.
-//! - A run takes about as long as it was told to, whatever the storage does.
+//! - A run takes about as long as it was told to, whatever the storage does: what setting up costs in one round is
+//!   taken from the time of the measurements in the next, and a round that would come too late is left out.
 
 mod conn;
 mod floor;
@@ -111,7 +112,7 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let mut world = World::new(volume, !args.no_shared)?;
     let mut rounds = Rounds::default();
     let plan = Plan::of(&args, &world);
-    plan.run(&mut world, &mut rounds, &signals)?;
+    let rounds_run = plan.run(&mut world, &mut rounds, &signals, begin)?;
     let end = Ticks::now();
     let noise = Noise {
         processors: std::thread::available_parallelism().map_or(1, usize::from),
@@ -124,7 +125,7 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         volume: volume.to_owned(),
         storage: world.engine.volume().storage.clone(),
         version: env!("CARGO_PKG_VERSION"),
-        rounds: ROUNDS,
+        rounds: rounds_run,
         seconds: begin.elapsed().as_secs_f64(),
         noise,
         round_trips: rounds.trips(),
@@ -155,7 +156,18 @@ struct Plan {
     many: Vec<u64>,
     connects: bool,
     idle: Option<Duration>,
-    cell: Duration,
+    total: Duration,
+    /// Measurements in a round, by their weight.
+    cells: u32,
+}
+
+/// How long each measurement of the next round takes, so that `rounds` of them fit into the time left; `None` if
+/// not even one fits. A round has `cells` of them and takes `besides` for everything else.
+fn cell_time(left: Duration, rounds: usize, cells: u32, besides: Duration) -> Option<Duration> {
+    let cells = cells.max(1);
+    let each = left / rounds.max(1) as u32;
+    let cell = (each.saturating_sub(besides) / cells).max(CELL_MIN);
+    (besides + cell * cells <= left).then_some(cell)
 }
 
 impl Plan {
@@ -181,8 +193,6 @@ impl Plan {
         let cells = ways.len() * TRIP_SIZES.len() * usize::from(trips)
             + ways.len() * STREAM_SIZES.len() * usize::from(streams) * STREAM_WEIGHT as usize
             + connecting * (many.len() + 2 * usize::from(connects));
-        let left = total.saturating_sub(2 * idle.unwrap_or_default());
-        let cell = left / (cells * ROUNDS).max(1) as u32;
         Self {
             ways,
             trips,
@@ -190,56 +200,82 @@ impl Plan {
             many,
             connects,
             idle,
-            cell: cell.max(CELL_MIN),
+            total,
+            cells: cells as u32,
         }
     }
 
+    /// Measures for as long as it may; how many rounds that gave.
     fn run(
         &self,
         world: &mut World,
         rounds: &mut Rounds,
         signals: &EndSignals,
+        begin: Instant,
+    ) -> Result<usize, CliError> {
+        if let Some(time) = self.idle {
+            rounds.idle.push(measure::idle(world, 0, time)?);
+        }
+        let mut besides = Duration::ZERO;
+        for round in 0..ROUNDS {
+            let idle = self.idle.filter(|_| round == 0);
+            let reserved = begin.elapsed() + idle.unwrap_or_default();
+            let left = self.total.saturating_sub(reserved);
+            let cell = match cell_time(left, ROUNDS - round, self.cells, besides) {
+                Some(cell) => cell,
+                None if round == 0 => CELL_MIN,
+                None => return Ok(round),
+            };
+            let start = Instant::now();
+            self.round(world, rounds, signals, cell, idle)?;
+            besides = start
+                .elapsed()
+                .saturating_sub(cell * self.cells + idle.unwrap_or_default());
+        }
+        Ok(ROUNDS)
+    }
+
+    /// Everything once; with an `idle` time, what the most streams cost that carry nothing besides.
+    fn round(
+        &self,
+        world: &mut World,
+        rounds: &mut Rounds,
+        signals: &EndSignals,
+        cell: Duration,
+        idle: Option<Duration>,
     ) -> Result<(), CliError> {
         let interrupted = || match signals.seen() {
             Some(_) => Err(CliError::new("interrupted: the bench's nodes have left")),
             None => Ok(()),
         };
-        if let Some(time) = self.idle {
-            rounds.idle.push(measure::idle(world, 0, time)?);
+        for size in TRIP_SIZES.into_iter().filter(|_| self.trips) {
+            for way in &self.ways {
+                interrupted()?;
+                if let Some(times) = measure::round_trips(world, *way, size, cell)? {
+                    rounds.trips.entry((*way, size)).or_default().push(times);
+                }
+            }
         }
-        for round in 0..ROUNDS {
-            for size in TRIP_SIZES.into_iter().filter(|_| self.trips) {
-                for way in &self.ways {
-                    interrupted()?;
-                    if let Some(times) = measure::round_trips(world, *way, size, self.cell)? {
-                        rounds.trips.entry((*way, size)).or_default().push(times);
-                    }
+        if self.streams {
+            self.stream_round(world, rounds, cell * STREAM_WEIGHT, &interrupted)?;
+        }
+        for way in self.ways.iter().filter(|way| way.connects()) {
+            for streams in &self.many {
+                interrupted()?;
+                let (rate, conns) = measure::many(world, *way, *streams, cell)?;
+                let key = (*way, *streams);
+                rounds.many.entry(key).or_default().push(rate);
+                let most = *way == Way::Embedded && Some(streams) == self.many.last();
+                if let Some(time) = idle.filter(|_| most) {
+                    rounds.idle.push(measure::idle(world, *streams, time)?);
                 }
+                drop(conns);
             }
-            if self.streams {
-                self.stream_round(world, rounds, &interrupted)?;
-            }
-            for way in self.ways.iter().filter(|way| way.connects()) {
-                for streams in &self.many {
-                    interrupted()?;
-                    let (rate, conns) = measure::many(world, *way, *streams, self.cell)?;
-                    let key = (*way, *streams);
-                    rounds.many.entry(key).or_default().push(rate);
-                    let last = round + 1 == ROUNDS && Some(streams) == self.many.last();
-                    if let Some(time) = self.idle.filter(|_| last && *way == Way::Embedded) {
-                        rounds.idle.push(measure::idle(world, *streams, time)?);
-                    }
-                    drop(conns);
-                }
-                for clients in [1, measure::CLIENTS].into_iter().filter(|_| self.connects) {
-                    interrupted()?;
-                    let rate = measure::connects(world, *way, clients, self.cell)?;
-                    rounds
-                        .connects
-                        .entry((*way, clients))
-                        .or_default()
-                        .push(rate);
-                }
+            for clients in [1, measure::CLIENTS].into_iter().filter(|_| self.connects) {
+                interrupted()?;
+                let rate = measure::connects(world, *way, clients, cell)?;
+                let key = (*way, clients);
+                rounds.connects.entry(key).or_default().push(rate);
             }
         }
         Ok(())
@@ -249,9 +285,9 @@ impl Plan {
         &self,
         world: &mut World,
         rounds: &mut Rounds,
+        time: Duration,
         interrupted: &dyn Fn() -> Result<(), CliError>,
     ) -> Result<(), CliError> {
-        let time = self.cell * STREAM_WEIGHT;
         let floor_sizes = world.floor.as_ref().map_or(&[][..], |f| f.slot_sizes());
         for (index, size) in STREAM_SIZES.into_iter().enumerate() {
             for way in &self.ways {
@@ -270,5 +306,21 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_fit_into_the_time_left() {
+        let ms = Duration::from_millis;
+        assert_eq!(cell_time(ms(5000), 5, 10, ms(0)), Some(ms(100)));
+        // What a round takes besides is taken from its measurements ...
+        assert_eq!(cell_time(ms(4000), 4, 10, ms(500)), Some(ms(50)));
+        // ... down to the least, and beyond that from the number of rounds.
+        assert_eq!(cell_time(ms(4000), 4, 10, ms(2000)), Some(CELL_MIN));
+        assert_eq!(cell_time(ms(2000), 3, 10, ms(2000)), None);
     }
 }
