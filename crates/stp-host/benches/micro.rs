@@ -2,13 +2,14 @@
 //!
 //! - Each case is a fixed amount of work on made input, without storage, clock or threads: its instructions hardly
 //!   differ from run to run. `cargo xtask instructions` counts them (`--once NAME`) and compares with
-//!   `instructions.txt`; times are for people.
-//! - A harness of its own: nothing to install, and what is counted is what is timed.
+//!   `instructions.txt`; times (criterion's, also against an earlier run: `--save-baseline`, `--baseline`) are for
+//!   people.
+//! - What is counted is what is timed: one binary, one list.
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
 
+use criterion::Criterion;
 use stp_core::{
     Claimed, Event, IoAction, IoDone, Limits, Node, NodeConfig, StreamId, Time, Timings,
 };
@@ -69,10 +70,7 @@ const CASES: &[Case] = &[
 ];
 
 fn main() {
-    let args: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| arg != "--bench")
-        .collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["--list"] => CASES.iter().for_each(|case| println!("{}", case.name)),
@@ -80,30 +78,17 @@ fn main() {
             Some(case) => (case.run)(),
             None => panic!("no case {name}"),
         },
-        _ => CASES
-            .iter()
-            .filter(|case| args.is_empty() || args.contains(&case.name))
-            .for_each(time),
+        _ => time(),
     }
 }
 
-fn time(case: &Case) {
-    (case.run)();
-    let mut times: Vec<f64> = (0..15)
-        .map(|_| {
-            let start = Instant::now();
-            (case.run)();
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    println!(
-        "{:<18} {:>9.3} ms, best {:>9.3} ms   {}",
-        case.name,
-        times[times.len() / 2],
-        times[0],
-        case.what
-    );
+fn time() {
+    let mut criterion = Criterion::default().configure_from_args();
+    for case in CASES {
+        println!("{}: {}", case.name, case.what);
+        criterion.bench_function(case.name, |bencher| bencher.iter(case.run));
+    }
+    criterion.final_summary();
 }
 
 // --- segments
