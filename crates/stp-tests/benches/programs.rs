@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use stp_tests::{Cmd, Proc, Ran, Stage, Transport};
 
 const ROUNDS: usize = 5;
-const SECONDS: u32 = 2;
+const SECONDS: u32 = 1;
 
 /// What carries the bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]

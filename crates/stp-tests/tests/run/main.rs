@@ -7,6 +7,7 @@
 mod databases;
 mod files;
 mod logins;
+mod orders;
 mod promises;
 mod runtimes;
 mod streams;
