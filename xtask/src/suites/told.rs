@@ -75,9 +75,9 @@ pub(super) fn ruby() -> Result<Told, Error> {
 /// When they cannot be had.
 pub(super) fn tcl() -> Result<Told, Error> {
     let program = interpreter("tclsh", "tcl")?;
-    let (folder, version) = source::debian("tcl8.6", "tcl8")?;
+    let (folder, version) = source::debian("tcl8.6", "tcl")?;
     Ok(Told {
-        title: format!("Tcl 8{version}"),
+        title: format!("Tcl {version}"),
         folder: folder.join("tests"),
         program,
         parts: &[
