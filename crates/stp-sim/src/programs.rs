@@ -320,8 +320,12 @@ impl World {
         if excused && !connection.probe {
             return None;
         }
+        let peers: Vec<_> = match &self.nodes[client].state {
+            State::Up(engine) => engine.node().peers().collect(),
+            _ => Vec::new(),
+        };
         Some(format!(
-            "connection {number} from node {client} to node {server}, asked for at {:.6} s, failed without an excuse: {text}",
+            "connection {number} from node {client} to node {server}, asked for at {:.6} s, failed without an excuse: {text}; it sees {peers:?}",
             connection.asked_at as f64 / 1e9
         ))
     }
