@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stp_host::control::{Calls, ConnectFailure};
-use stp_host::rendezvous::SystemDir;
+use stp_host::rendezvous::{SystemDir, direct};
 
 use crate::addr::Addr;
 use crate::error::Error;
 use crate::gift::Gift;
 use crate::group::Group;
-use crate::{direct, listener, node};
+use crate::{listener, node};
 
 pub use crate::gift::{TakenStream, give, take};
 pub use crate::stream::Fate;

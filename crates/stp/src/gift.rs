@@ -20,10 +20,10 @@ use rustix::net::{
 };
 use stp_format::{NameError, ProcessName, SystemName};
 use stp_host::control::{Calls, EndName, GiftId, Offer, Outcome};
+use stp_host::rendezvous::direct::{Marks, Side};
 use stp_host::rendezvous::{GiftSocket, Passed, SystemDir, take_gift};
 
 use crate::addr::Addr;
-use crate::direct::{Marks, Side};
 use crate::group::Group;
 use crate::stream::{Fate, Stream};
 

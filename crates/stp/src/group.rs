@@ -10,14 +10,14 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use stp_format::{GroupName, Superblock, SystemName, VolumeId};
 use stp_host::control::{Calls, ConnectFailure, PeerState};
-use stp_host::rendezvous::{RunDir, SystemDir};
+use stp_host::rendezvous::{RunDir, SystemDir, direct};
 use stp_medium::VolumeSpec;
 
 use crate::addr::{Addr, ToAddr};
 use crate::error::Error;
 use crate::listener::Listener;
+use crate::node;
 use crate::stream::{Fate, Stream};
-use crate::{direct, node};
 
 /// Where a program's engine runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

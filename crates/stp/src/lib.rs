@@ -21,7 +21,6 @@
 #![forbid(unsafe_code)]
 
 mod addr;
-mod direct;
 #[doc(hidden)]
 pub mod door;
 mod error;

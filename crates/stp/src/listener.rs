@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use rustix::net::{SocketAddrUnix, SocketFlags};
 use stp_host::control::StreamToken;
-use stp_host::rendezvous::{PeerName, PeerNameKind, PortSocket};
+use stp_host::rendezvous::{PeerName, PeerNameKind, PortSocket, direct};
 
 use crate::addr::Addr;
-use crate::direct;
 use crate::group::Inner as Group;
 use crate::stream::{Fate, Stream};
 

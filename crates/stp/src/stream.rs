@@ -19,9 +19,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use stp_host::control::{Calls, StreamToken, Verdict};
 use stp_host::rendezvous::SystemDir;
+use stp_host::rendezvous::direct::Marks;
 
 use crate::addr::Addr;
-use crate::direct::Marks;
 use crate::gift::{self, Gift, TakerName};
 
 /// How a stream's end is told.

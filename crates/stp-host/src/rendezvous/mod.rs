@@ -8,6 +8,7 @@
 //!   can be taken, or a socket that nobody holds. Nothing here trusts a process id or a time.
 //! - A path too long for a socket address is reached through its directory's descriptor.
 
+pub mod direct;
 mod gifts;
 mod names;
 mod path;

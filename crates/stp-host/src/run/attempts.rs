@@ -1,4 +1,5 @@
-//! Attempts: connections of programs that are on their way to another system.
+//! Attempts: connections of programs that are on their way to another system, or to a program of this one that uses the
+//! library.
 //!
 //! - One attempt a local address: a new one from the same place ends the one before.
 //! - Who connects may be a moment behind the engine: an attempt is crossed again until the program's socket is there, for at
@@ -16,6 +17,7 @@ use super::door::Door;
 use super::wire::Outcome;
 use crate::control::StreamToken;
 use crate::engine::{Made, made};
+use crate::rendezvous::direct::Joined;
 
 /// How long the program's socket is waited for. It connects within microseconds, unless it is stopped or closed.
 const CROSS_MAX: Duration = Duration::from_secs(10);
@@ -27,15 +29,24 @@ const TRY_MAX: Duration = Duration::from_millis(200);
 /// Attempts that are over, of which the outcome can still be asked.
 const DONE_MAX: usize = 4096;
 
-/// What has to be done about an attempt's stream.
+/// What a program is connected to once its socket is met.
+#[derive(Debug)]
+pub(super) enum Far {
+    /// A stream to another system.
+    Stream(StreamToken),
+    /// A listener of this system that uses the library.
+    Library(Joined),
+}
+
+/// What has to be done about an attempt.
 #[derive(Debug)]
 pub(super) enum Act {
     /// The opening is to be given up.
     Cancel(u64),
-    /// This socket is the stream's.
-    Join(StreamToken, OwnedFd),
+    /// This socket is the program's.
+    Join(Far, OwnedFd),
     /// The program is gone.
-    Abort(StreamToken),
+    Abort(Far),
 }
 
 #[derive(Debug)]
@@ -46,16 +57,16 @@ struct Attempt {
 
 #[derive(Debug)]
 enum State {
-    /// The engine asks for the stream; what cancels that.
-    Opening(u64),
+    /// The engine asks for the stream; what cancels that, if it is more than to forget it.
+    Opening(Option<u64>),
     Crossing(Crossing),
     Done(Outcome),
 }
 
 #[derive(Debug)]
 struct Crossing {
-    /// The stream, or why there is none.
-    stream: Result<StreamToken, i32>,
+    /// What is there, or why there is nothing.
+    far: Result<Far, i32>,
     since: Instant,
     /// The engine's socket, once it is connecting, and since when.
     socket: Option<(OwnedFd, Instant)>,
@@ -86,7 +97,12 @@ impl Attempts {
     }
 
     /// Notes an attempt from `local`; what is to be done about the one before.
-    pub(super) fn begin(&mut self, local: SocketAddr, number: u64, ticket: u64) -> Option<Act> {
+    pub(super) fn begin(
+        &mut self,
+        local: SocketAddr,
+        number: u64,
+        ticket: Option<u64>,
+    ) -> Option<Act> {
         let before = self.remove(local);
         let state = State::Opening(ticket);
         self.by_local.insert(local, Attempt { number, state });
@@ -101,8 +117,8 @@ impl Attempts {
         self.crossing.retain(|number| *number != attempt.number);
         self.done.retain(|number| *number != attempt.number);
         match attempt.state {
-            State::Opening(ticket) => Some(Act::Cancel(ticket)),
-            State::Crossing(crossing) => crossing.stream.ok().map(Act::Abort),
+            State::Opening(ticket) => ticket.map(Act::Cancel),
+            State::Crossing(crossing) => crossing.far.ok().map(Act::Abort),
             State::Done(_) => None,
         }
     }
@@ -112,13 +128,13 @@ impl Attempts {
         self.by_number.get(&number).copied()
     }
 
-    /// The stream is open, or is not to be had: the program is told through its socket.
-    pub(super) fn settle(&mut self, number: u64, stream: Result<StreamToken, i32>, now: Instant) {
+    /// The far end is there, or is not to be had: the program is told through its socket.
+    pub(super) fn settle(&mut self, number: u64, far: Result<Far, i32>, now: Instant) {
         let Some(attempt) = self.at(number) else {
             return;
         };
         attempt.state = State::Crossing(Crossing {
-            stream,
+            far,
             since: now,
             socket: None,
             again_at: now,
@@ -134,7 +150,7 @@ impl Attempts {
         };
         match &mut attempt.state {
             State::Opening(_) => Outcome::Pending,
-            State::Crossing(crossing) => match crossing.stream {
+            State::Crossing(crossing) => match crossing.far {
                 Ok(_) => Outcome::Pending,
                 Err(errno) => Outcome::Failed(errno),
             },
@@ -176,23 +192,25 @@ impl Attempts {
             if crossing.again_at > now {
                 continue;
             }
-            let outcome = match crossing.stream {
+            let met = crossing.try_once(now, *local, door);
+            if met.is_none() && now.duration_since(crossing.since) < CROSS_MAX {
+                continue;
+            }
+            over.push(*number);
+            let outcome = match crossing.far {
                 Ok(_) => Outcome::Open,
                 Err(errno) => Outcome::Failed(errno),
             };
-            if let Some(socket) = crossing.try_once(now, *local, door) {
-                if let Ok(token) = crossing.stream {
-                    act(Act::Join(token, socket));
-                }
-                // Else it is dropped here: that resets the program's connection.
-                attempt.state = State::Done(outcome);
-                over.push(*number);
-            } else if now.duration_since(crossing.since) >= CROSS_MAX {
-                if let Ok(token) = crossing.stream {
-                    act(Act::Abort(token));
-                }
-                attempt.state = State::Done(outcome);
-                over.push(*number);
+            let State::Crossing(crossing) =
+                std::mem::replace(&mut attempt.state, State::Done(outcome))
+            else {
+                continue;
+            };
+            match (crossing.far, met) {
+                (Ok(far), Some(socket)) => act(Act::Join(far, socket)),
+                (Ok(far), None) => act(Act::Abort(far)),
+                // What met the program ends here: that resets its connection.
+                (Err(_), _) => {}
             }
         }
         self.crossing.retain(|number| !over.contains(number));
@@ -283,18 +301,18 @@ mod tests {
         let (socket, local) = bound();
         assert_eq!(attempts.outcome(local), Outcome::Unknown);
         let number = attempts.next_number();
-        assert!(attempts.begin(local, number, 7).is_none());
+        assert!(attempts.begin(local, number, Some(7)).is_none());
         assert_eq!(
             (attempts.outcome(local), attempts.under_way()),
             (Outcome::Pending, 1)
         );
         let now = Instant::now();
-        attempts.settle(number, Ok(StreamToken(5)), now);
+        attempts.settle(number, Ok(Far::Stream(StreamToken(5))), now);
         attempts.move_on(now, &door, |act| panic!("{act:?}"));
         assert_eq!(connect(&socket, &door.v4()), Err(Errno::INPROGRESS));
         let (acts, _) = run(&mut attempts, &door, now);
         assert!(
-            matches!(&acts[..], [Act::Join(StreamToken(5), _)]),
+            matches!(&acts[..], [Act::Join(Far::Stream(StreamToken(5)), _)]),
             "{acts:?}"
         );
         assert!(matches!(made(&socket), Made::Yes));
@@ -311,7 +329,7 @@ mod tests {
         let mut attempts = Attempts::default();
         let (socket, local) = bound();
         let number = attempts.next_number();
-        attempts.begin(local, number, 7);
+        attempts.begin(local, number, Some(7));
         assert_eq!(connect(&socket, &door.v4()), Err(Errno::INPROGRESS));
         let now = Instant::now();
         attempts.settle(number, Err(111), now);
@@ -330,11 +348,12 @@ mod tests {
         let (socket, local) = bound();
         drop(socket);
         let number = attempts.next_number();
-        attempts.begin(local, number, 7);
+        attempts.begin(local, number, Some(7));
         let begun = Instant::now();
-        attempts.settle(number, Ok(StreamToken(5)), begun);
+        attempts.settle(number, Ok(Far::Stream(StreamToken(5))), begun);
         let (acts, now) = run(&mut attempts, &door, begun);
-        assert!(matches!(acts[..], [Act::Abort(StreamToken(5))]), "{acts:?}");
+        let aborted = [Act::Abort(Far::Stream(StreamToken(5)))];
+        assert_eq!(format!("{acts:?}"), format!("{aborted:?}"));
         assert!(now - begun >= CROSS_MAX);
     }
 
@@ -343,20 +362,20 @@ mod tests {
         let mut attempts = Attempts::default();
         let (_socket, local) = bound();
         let first = attempts.next_number();
-        attempts.begin(local, first, 7);
+        attempts.begin(local, first, Some(7));
         let second = attempts.next_number();
-        let before = attempts.begin(local, second, 8);
+        let before = attempts.begin(local, second, Some(8));
         assert!(matches!(before, Some(Act::Cancel(7))));
         assert_eq!(
             (attempts.local(first), attempts.local(second)),
             (None, Some(local))
         );
-        attempts.settle(first, Ok(StreamToken(1)), Instant::now());
+        attempts.settle(first, Ok(Far::Stream(StreamToken(1))), Instant::now());
         assert_eq!(attempts.poll_timeout(), None);
-        attempts.settle(second, Ok(StreamToken(2)), Instant::now());
+        attempts.settle(second, Ok(Far::Stream(StreamToken(2))), Instant::now());
         assert!(matches!(
             attempts.remove(local),
-            Some(Act::Abort(StreamToken(2)))
+            Some(Act::Abort(Far::Stream(StreamToken(2))))
         ));
         assert_eq!(attempts.under_way(), 0);
     }

@@ -6,13 +6,13 @@
 //! - Listeners that are gone are noticed within [`SWEEP`] and taken off the volume.
 
 mod connections;
+mod here;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,7 +32,8 @@ use rustix::net::{
 use stp_core::{PeerInfo, PeerState};
 use stp_format::SystemName;
 
-use super::attempts::{Act, Attempts};
+use self::here::Knock;
+use super::attempts::{Act, Attempts, Far};
 use super::door::Door;
 use super::listeners;
 use super::places::Places;
@@ -161,6 +162,7 @@ impl Server {
             attempts: Attempts::default(),
             places: Places::new(dir),
             relays: Relays::default(),
+            knocks: Vec::new(),
             dir: dir.clone(),
             known: Vec::new(),
             guests: HashMap::new(),
@@ -235,6 +237,8 @@ struct Room {
     places: Places,
     relays: Relays,
     dir: SystemDir,
+    /// Programs that wait at a full queue of this system.
+    knocks: Vec<Knock>,
     known: Vec<SystemEntry>,
     /// Processes that use this engine as long as they live.
     guests: HashMap<u64, OwnedFd>,
@@ -275,9 +279,10 @@ impl Room {
             }
             self.take_news();
             let now = Instant::now();
-            let engine = &self.engine;
+            self.knock_again(now);
+            let (engine, relays) = (&self.engine, &self.relays);
             self.attempts
-                .move_on(now, &self.door, |act| perform(engine, act));
+                .move_on(now, &self.door, |act| perform(engine, relays, act));
             self.answer_parked(now);
             self.ask_again(now);
             if self.sweep_at <= now {
@@ -297,10 +302,12 @@ impl Room {
         let next = [
             self.attempts.poll_timeout(),
             parked,
+        let knocks = self.knocks.iter().map(|knock| knock.again_at).min();
             again,
             Some(self.sweep_at),
         ];
         let next = next.into_iter().flatten().min().unwrap_or(self.sweep_at);
+            knocks,
         let left = next.saturating_duration_since(Instant::now());
         Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
@@ -484,19 +491,12 @@ impl Room {
                 self.withdraw(at);
                 Some(Answer::Done)
             }
-            Request::Taken { port } => {
-                let taken = self.places.held(port).is_none()
-                    && self.dir.is_port_held(port).unwrap_or(false);
-                Some(Answer::Truth(taken))
-            }
+            Request::Taken { port } => Some(Answer::Truth(self.is_librarys(port))),
             Request::Connect { local, to, wait_us } => self.connect(question, local, to, wait_us),
             Request::Outcome { local } => Some(Answer::Outcome(self.attempts.outcome(local))),
             Request::Whois { local, peer } => {
                 let found = self.names.find(local, peer);
-                Some(Answer::Who(found.map(|(system, port)| Peer {
-                    system,
-                    at: SocketAddr::new(self.names.addresses().kernel_v4(&system).into(), port),
-                })))
+                Some(Answer::Who(found.map(|(system, at)| Peer { system, at })))
             }
             Request::Namespace => {
                 self.send_namespaces(number);
@@ -642,10 +642,13 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>
     Ok((received.bytes, brought))
 }
 
-fn perform(engine: &EngineHandle, act: Act) {
+fn perform(engine: &EngineHandle, relays: &Relays, act: Act) {
     match act {
         Act::Cancel(ticket) => engine.cancel(ticket),
-        Act::Join(token, socket) => engine.join(token, HostSocket::tcp(socket)),
-        Act::Abort(token) => engine.abort(token),
+        Act::Join(Far::Stream(token), socket) => engine.join(token, HostSocket::tcp(socket)),
+        Act::Join(Far::Library(library), socket) => relays.join(socket, library),
+        Act::Abort(Far::Stream(token)) => engine.abort(token),
+        // Its end without a mark is a reset.
+        Act::Abort(Far::Library(_)) => {}
     }
 }

@@ -111,7 +111,7 @@ pub struct Hello {
 pub struct Peer {
     /// Its system.
     pub system: SystemName,
-    /// The system's address in the kernel, and the port.
+    /// The system's address in the kernel, and the port. Of a listener of this system that was reached by loopback: that.
     pub at: SocketAddr,
 }
 

@@ -145,14 +145,14 @@ impl Inet {
         }
     }
 
-    /// The system and port behind an address that does not say it by itself; `Ok(None)` if it is no connection of the
-    /// engine's.
+    /// The system behind an address that does not say it by itself, and its own kernel address or the loopback address by
+    /// which it was reached; `Ok(None)` if it is no connection of the engine's.
     pub(super) fn whois(
         &self,
         local: SocketAddr,
         peer: SocketAddr,
-    ) -> Result<Option<(SystemNumber, u16)>, Errno> {
+    ) -> Result<Option<(SystemNumber, SocketAddr)>, Errno> {
         let found = self.ask(|client| client.whois(local, peer))?;
-        Ok(found.map(|peer| (self.addresses.number(&peer.system), peer.at.port())))
+        Ok(found.map(|peer| (self.addresses.number(&peer.system), peer.at)))
     }
 }

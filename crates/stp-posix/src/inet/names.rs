@@ -168,8 +168,10 @@ impl Inet {
         }
         let local = sys::local(fd).ok()?;
         if address::is_reserved(ip) || ip == Ipv6Addr::LOCALHOST {
-            let (number, port) = self.whois(local, peer).ok().flatten()?;
-            let named = SocketAddr::new(self.face(number, ip.is_ipv6()), port);
+            let (number, mut named) = self.whois(local, peer).ok().flatten()?;
+            if address::is_kernel(named.ip()) {
+                named.set_ip(self.face(number, ip.is_ipv6()));
+            }
             return Some(in_family(named, peer.is_ipv6()));
         }
         // A connection to this system by its own name, to a listener on loopback.
@@ -187,13 +189,17 @@ impl Inet {
             return None;
         }
         let peer = sys::peer(fd).ok()?;
-        if address::is_kernel(peer.ip()) {
-            return Some(with_ip(local, self.face(self.own_number(), false)));
-        }
-        if ip == Ipv6Addr::LOCALHOST && self.whois(local, peer).is_ok_and(|peer| peer.is_some()) {
-            return Some(with_ip(local, self.face(self.own_number(), true)));
-        }
-        None
+        let over_v6 = ip.is_ipv6();
+        let by_system = if over_v6 || address::is_reserved(peer.ip()) {
+            match self.whois(local, peer) {
+                // What was reached by loopback is loopback at both ends.
+                Ok(Some((_, at))) => address::is_kernel(at.ip()),
+                _ => !over_v6,
+            }
+        } else {
+            address::is_kernel(peer.ip())
+        };
+        by_system.then(|| with_ip(local, self.face(self.own_number(), over_v6)))
     }
 }
 

@@ -3,7 +3,8 @@
 //! - The kernel's `connect` is what connects, waits, and is interrupted: it goes to the engine's door, where the socket
 //!   stays in SYN_SENT until the stream is open.
 //! - A refused stream ends the socket with a reset; the true reason is asked of the engine, and told once.
-//! - A socket is bound to its system's address before it connects to another, so that its own name is true.
+//! - A socket is bound before it is announced, to its system's address or, on its way to loopback, to that: its own name is
+//!   true, and names it to the engine.
 //! - `listen` is the kernel's first and published then; if it cannot be published, the socket is as before.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -187,30 +188,40 @@ impl Inet {
             let local = sys::local(fd).ok().filter(|local| may_be_announced(*local));
             return Err(local.and_then(|local| self.failure(local)).unwrap_or(errno));
         }
-        let to = match (meaning, self.number(meaning)) {
-            (_, Some(number)) => SocketAddr::new(number.kernel_v4().into(), to.port()),
+        let own = IpAddr::from(self.own_number().kernel_v4());
+        // Where it goes to, and where it comes from.
+        let (ip, from) = match (meaning, self.number(meaning)) {
+            (_, Some(number)) => (number.kernel_v4().into(), own),
             (Meaning::Loopback, None) => {
                 if to.port() == 0 || !self.is_taken(to.port()) {
                     return Ok(Plan::Asis);
                 }
-                SocketAddr::new(self.own_number().kernel_v4().into(), to.port())
+                match to.ip().to_canonical() {
+                    ip if address::is_kernel(ip) => (own, own),
+                    ip => (ip, Ipv4Addr::LOCALHOST.into()),
+                }
             }
             _ => return Err(Errno(libc::EHOSTUNREACH)),
         };
         if to.port() == 0 {
             return Err(Errno(libc::ECONNREFUSED));
         }
-        self.announce_connection(fd, to, v6, over_v6)
+        let from = if over_v6 {
+            Ipv6Addr::LOCALHOST.into()
+        } else {
+            from
+        };
+        let local = self.bind_to_connect(fd, v6, from)?;
+        self.announce_connection(fd, local, SocketAddr::new(ip, to.port()), v6)
     }
 
     fn announce_connection(
         &self,
         fd: c_int,
+        local: SocketAddr,
         to: SocketAddr,
         v6: bool,
-        over_v6: bool,
     ) -> Result<Plan, Errno> {
-        let local = self.bind_to_connect(fd, v6, over_v6)?;
         let wait = if sys::is_blocking(fd) {
             REFUSAL_WAIT
         } else {
@@ -233,14 +244,8 @@ impl Inet {
         })
     }
 
-    /// Binds a socket that is about to leave this system to this system's address, unless it is bound. Returns where it
-    /// will connect from.
-    fn bind_to_connect(&self, fd: c_int, v6: bool, over_v6: bool) -> Result<SocketAddr, Errno> {
-        let ip = if over_v6 {
-            Ipv6Addr::LOCALHOST.into()
-        } else {
-            self.own_number().kernel_v4().into()
-        };
+    /// Binds a socket that is about to connect to `ip`, unless it is bound. Returns where it will connect from.
+    fn bind_to_connect(&self, fd: c_int, v6: bool, ip: IpAddr) -> Result<SocketAddr, Errno> {
         // Ports that the program is ready to share must not be shared here: the port names the connection. And it must
         // be known now, not at the kernel's connect.
         const SHARING: [(c_int, c_int); 3] = [
@@ -267,10 +272,9 @@ impl Inet {
             return Ok(local);
         }
         // What the kernel will choose for a destination on loopback.
-        let ip = if over_v6 {
-            Ipv6Addr::LOCALHOST.into()
-        } else {
-            Ipv4Addr::LOCALHOST.into()
+        let ip = match ip {
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         };
         Ok(in_family(SocketAddr::new(ip, local.port()), v6))
     }
@@ -434,8 +438,11 @@ impl Inet {
 
     unsafe fn is_ours(&self, fd: c_int, address: *const sockaddr, len: socklen_t) -> bool {
         // SAFETY: passed on.
-        unsafe { self.judge(fd, address, len) }
-            .is_some_and(|(_, meaning, _)| !matches!(meaning, Meaning::Foreign | Meaning::Loopback))
+        unsafe { self.judge(fd, address, len) }.is_some_and(|(to, meaning, _)| match meaning {
+            Meaning::Foreign => false,
+            Meaning::Loopback => self.is_taken(to.port()),
+            _ => true,
+        })
     }
 
     /// What the program's address means, if it is one and the socket is a TCP socket of its family; and whether that is

@@ -13,6 +13,7 @@ mod runtimes;
 mod streams;
 mod web;
 
+mod within;
 use std::path::Path;
 
 use stp_tests::Host;

@@ -66,7 +66,7 @@ type Ends = (SocketAddr, SocketAddr);
 
 #[derive(Debug, Default)]
 struct Table {
-    by_ends: HashMap<Ends, (SystemName, u16, u64)>,
+    by_ends: HashMap<Ends, (SystemName, SocketAddr, u64)>,
     oldest: VecDeque<(Ends, u64)>,
     last: u64,
 }
@@ -96,12 +96,17 @@ impl Names {
         self.addresses.kernel_v4(&self.system).into()
     }
 
-    /// Notes who is behind `peer` for the program's socket at `local`.
-    pub fn note(&self, local: SocketAddr, peer: SocketAddr, system: SystemName, port: u16) {
+    /// The kernel's address of a system's port.
+    pub fn at(&self, system: &SystemName, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addresses.kernel_v4(system).into(), port)
+    }
+
+    /// Notes who is behind `peer` for the program's socket at `local`: a system, at an address of it in the kernel.
+    pub fn note(&self, local: SocketAddr, peer: SocketAddr, system: SystemName, at: SocketAddr) {
         let mut table = self.table();
         table.last += 1;
         let (ends, number) = ((local, peer), table.last);
-        table.by_ends.insert(ends, (system, port, number));
+        table.by_ends.insert(ends, (system, at, number));
         table.oldest.push_back((ends, number));
         while table.oldest.len() > NAMES_MAX {
             let Some((ends, number)) = table.oldest.pop_front() else {
@@ -118,10 +123,10 @@ impl Names {
     }
 
     /// Who is behind `peer` for the program's socket at `local`.
-    pub fn find(&self, local: SocketAddr, peer: SocketAddr) -> Option<(SystemName, u16)> {
+    pub fn find(&self, local: SocketAddr, peer: SocketAddr) -> Option<(SystemName, SocketAddr)> {
         let table = self.table();
-        let (system, port, _) = table.by_ends.get(&(local, peer))?;
-        Some((*system, *port))
+        let (system, at, _) = table.by_ends.get(&(local, peer))?;
+        Some((*system, *at))
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -196,8 +201,7 @@ impl Deliveries {
     }
 
     fn begin(&self, target: SocketAddr, peer: &SystemName, port: u16) -> Result<OwnedFd, Errno> {
-        let by_name = self.names.addresses.kernel_v4(peer);
-        let named = SocketAddr::new(by_name.into(), port);
+        let named = self.names.at(peer, port);
         if target.is_ipv4() {
             let fd = stream_socket(AddressFamily::INET)?;
             sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -218,7 +222,7 @@ impl Deliveries {
         bind(&fd, &SocketAddr::new(from, 0))?;
         let from = SocketAddr::try_from(getsockname(&fd)?)?;
         // Before the program can see it.
-        self.names.note(target, from, *peer, port);
+        self.names.note(target, from, *peer, named);
         match connect(&fd, &target) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(fd),
             Err(errno) => Err(errno),

@@ -1,17 +1,18 @@
 //! Listening and connecting: what the engine does for a program's sockets.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{SocketFlags, accept_with};
 
 use super::{News, PORTS, PUBLISH_MAX, Question, Room, SWEEP, perform};
 use crate::address::SystemNumber;
 use crate::control::{Calls, ConnectFailure, Connected};
 use crate::engine::{HostSocket, Place, Reply};
+use crate::run::attempts::Far;
 use crate::run::listeners;
 use crate::run::wire::{Answer, Connecting};
 
@@ -54,18 +55,6 @@ impl Room {
             self.park(talk, Answer::Done, PUBLISH_MAX);
         }
         None
-    }
-
-    /// Programs of this system that use the library have connected to `port`.
-    pub(super) fn relay(&mut self, port: u16) {
-        let own = self.names.own();
-        let target = self.places.of(port).first().map(|place| place.target(own));
-        let (Some(held), Some(target)) = (self.places.held(port), target) else {
-            return;
-        };
-        while let Ok(program) = accept_with(held, SocketFlags::CLOEXEC) {
-            self.relays.begin(program, own, target);
-        }
     }
 
     pub(super) fn withdraw(&mut self, at: SocketAddr) {
@@ -122,16 +111,11 @@ impl Room {
             }
         };
         if system == *self.names.system() {
-            return Some(self.connect_here(local, to.port()));
+            return Some(self.connect_here(local, to));
         }
-        // Only what the door can meet: the engine connects nowhere else on a program's word.
-        if !local.ip().is_loopback() || local.port() == 0 {
-            let text = format_args!("{local} is no loopback address of this host");
-            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
-        }
-        let Some(door) = self.door.for_local(local) else {
-            let text = "this host has no IPv6 loopback address";
-            return Some(Answer::failed(libc::EADDRNOTAVAIL, text));
+        let door = match self.door_for(local) {
+            Ok(door) => door,
+            Err(answer) => return Some(answer),
         };
         let attempt = self.attempts.next_number();
         let shared = Arc::clone(&self.shared);
@@ -145,10 +129,9 @@ impl Room {
             Ok(ticket) => ticket,
             Err(failure) => return Some(failed(&failure)),
         };
-        if let Some(act) = self.attempts.begin(local, attempt, ticket) {
-            perform(&self.engine, act);
-        }
-        self.names.note(local, door, system, to.port());
+        self.begin(local, attempt, Some(ticket));
+        let at = self.names.at(&system, to.port());
+        self.names.note(local, door, system, at);
         let answer = Answer::Connecting(Connecting::Door(door));
         if wait_us == 0 {
             return Some(answer);
@@ -158,17 +141,23 @@ impl Room {
         None
     }
 
-    /// To a listener of this system: the kernel's own business.
-    fn connect_here(&self, local: SocketAddr, port: u16) -> Answer {
-        let places = self.places.of(port);
-        let usable = |place: &&Place| local.is_ipv6() == place.target(self.names.own()).is_ipv6();
-        let place = places.iter().find(usable).or(places.first());
-        let to = match place {
-            Some(place) => place.target(self.names.own()),
-            None if local.is_ipv6() => SocketAddr::new(IpAddr::from(Ipv6Addr::LOCALHOST), port),
-            None => SocketAddr::new(self.names.own(), port),
-        };
-        Answer::Connecting(Connecting::Direct(to))
+    /// The door for a program's socket. Only what it can meet: the engine connects nowhere else on a program's word.
+    pub(super) fn door_for(&self, local: SocketAddr) -> Result<SocketAddr, Answer> {
+        let unusable = |text: &dyn fmt::Display| Answer::failed(libc::EADDRNOTAVAIL, text);
+        if !local.ip().is_loopback() || local.port() == 0 {
+            let text = format_args!("{local} is no loopback address of this host");
+            return Err(unusable(&text));
+        }
+        self.door
+            .for_local(local)
+            .ok_or_else(|| unusable(&"this host has no IPv6 loopback address"))
+    }
+
+    /// Notes an attempt, and ends the one before from the same place.
+    pub(super) fn begin(&mut self, local: SocketAddr, attempt: u64, ticket: Option<u64>) {
+        if let Some(act) = self.attempts.begin(local, attempt, ticket) {
+            perform(&self.engine, &self.relays, act);
+        }
     }
 
     pub(super) fn opened(
@@ -187,7 +176,8 @@ impl Room {
         let now = Instant::now();
         match opened {
             Some(Ok(connected)) => {
-                self.attempts.settle(attempt, Ok(connected.token), now);
+                let far = Far::Stream(connected.token);
+                self.attempts.settle(attempt, Ok(far), now);
                 if let Some(talk) = waiter {
                     self.unpark(talk, None);
                 }

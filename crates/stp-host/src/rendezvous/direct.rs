@@ -1,4 +1,4 @@
-//! Streams between two programs of one system: their kernel sockets, joined without an engine.
+//! Streams between two programs of one system that use the library: their kernel sockets, joined without an engine.
 //!
 //! - The connecting end is bound to a name that says who it is; the name also reserves its port, so that
 //!   two streams to one listener never have the same address.
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::{EPHEMERAL_PORTS, PeerName, PeerNameKind, SocketPath, SystemDir};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
@@ -21,7 +22,6 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
 };
-use stp_host::rendezvous::{EPHEMERAL_PORTS, PeerName, PeerNameKind, SocketPath, SystemDir};
 
 /// How long an accepted connection may take to introduce itself.
 const PREAMBLE_WAIT: Duration = Duration::from_secs(2);
@@ -31,21 +31,24 @@ const MARK_TRIES_MAX: u32 = 20;
 
 /// Which end of the stream this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
+    /// It connected.
     Client,
+    /// It accepted.
     Server,
 }
 
 impl Side {
     /// As it travels.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::Server => "server",
         }
     }
 
-    pub(crate) fn from_name(name: &str) -> Option<Self> {
+    /// As [`Side::name`] says it.
+    pub fn from_name(name: &str) -> Option<Self> {
         let both = [Self::Client, Self::Server];
         both.into_iter().find(|side| side.name() == name)
     }
@@ -81,7 +84,8 @@ pub struct Marks {
 }
 
 impl Marks {
-    pub(crate) fn new(counter: OwnedFd, side: Side) -> Self {
+    /// This side's, in a counter that both ends have.
+    pub fn new(counter: OwnedFd, side: Side) -> Self {
         Self {
             counter: Arc::new(counter),
             side,
@@ -90,30 +94,30 @@ impl Marks {
     }
 
     /// Which end it is of.
-    pub(crate) fn side(&self) -> Side {
+    pub fn side(&self) -> Side {
         self.side
     }
 
     /// What both ends share.
-    pub(crate) fn counter(&self) -> BorrowedFd<'_> {
+    pub fn counter(&self) -> BorrowedFd<'_> {
         self.counter.as_fd()
     }
 
     /// Leaves this side's mark: what follows is an end in order.
-    pub(crate) fn leave(&self) {
+    pub fn leave(&self) {
         if !self.left.swap(true, Ordering::AcqRel) {
             let _ = rustix::io::write(&*self.counter, &self.side.mark().to_ne_bytes());
         }
     }
 
     /// One more process of this side must leave its mark.
-    pub(crate) fn hold(&self) {
+    pub fn hold(&self) {
         let _ = rustix::io::write(&*self.counter, &self.side.hold().to_ne_bytes());
         self.left.store(false, Ordering::Release);
     }
 
     /// Whether the other side has left its mark.
-    pub(crate) fn other_left(&self) -> bool {
+    pub fn other_left(&self) -> bool {
         match counter_value(&self.counter) {
             Some(count) => self.side.other_in(count),
             None => self.other_left_by_reading(),
@@ -148,14 +152,17 @@ fn counter_value(counter: &OwnedFd) -> Option<u64> {
 
 /// A joined pair's end.
 #[derive(Debug)]
-pub(crate) struct Joined {
-    pub(crate) socket: OwnedFd,
-    pub(crate) marks: Marks,
-    pub(crate) local_port: u16,
+pub struct Joined {
+    /// The connected socket.
+    pub socket: OwnedFd,
+    /// How its two ends tell each other that they end in order.
+    pub marks: Marks,
+    /// The port that its name stands for.
+    pub local_port: u16,
 }
 
 /// Connects to `port` of this system. `deadline`: when to give up.
-pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> io::Result<Joined> {
+pub fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> io::Result<Joined> {
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     let local_port = take_name(dir, port, None, socket.as_fd())?;
@@ -194,8 +201,28 @@ pub(crate) fn connect(dir: &SystemDir, port: u16, timeout: Option<Duration>) -> 
     })
 }
 
+/// As [`connect`], on a socket that does not wait: `WouldBlock` if the listener's queue is full. From port `from`, or from a
+/// free one if a stream to that listener has it.
+pub fn try_connect(dir: &SystemDir, port: u16, from: u16) -> io::Result<Joined> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let local_port = match take_name(dir, port, Some(from), socket.as_fd()) {
+        Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => {
+            take_name(dir, port, None, socket.as_fd())?
+        }
+        taken => taken?,
+    };
+    rustix::net::connect(&socket, SocketPath::new(&dir.port_socket(port))?.address())?;
+    let marks = join(socket.as_fd())?;
+    Ok(Joined {
+        socket,
+        marks,
+        local_port,
+    })
+}
+
 /// Nobody listens on `port` of this system.
-pub(crate) fn refused(dir: &SystemDir, port: u16) -> io::Error {
+pub fn refused(dir: &SystemDir, port: u16) -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionRefused,
         format!(
@@ -206,7 +233,7 @@ pub(crate) fn refused(dir: &SystemDir, port: u16) -> io::Error {
 }
 
 /// Introduces a socket that has just been connected.
-pub(crate) fn join(socket: BorrowedFd<'_>) -> io::Result<Marks> {
+pub fn join(socket: BorrowedFd<'_>) -> io::Result<Marks> {
     let counter = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     introduce(socket, &counter)?;
     Ok(Marks::new(counter, Side::Client))
@@ -214,7 +241,7 @@ pub(crate) fn join(socket: BorrowedFd<'_>) -> io::Result<Marks> {
 
 /// Binds `socket` to a name of this system for a stream to `port`: that of `from`, or a free one. Returns the
 /// port it stands for.
-pub(crate) fn take_name(
+pub fn take_name(
     dir: &SystemDir,
     port: u16,
     from: Option<u16>,
@@ -294,7 +321,7 @@ fn introduce(socket: BorrowedFd<'_>, counter: &OwnedFd) -> io::Result<()> {
 }
 
 /// Takes the introduction of a connection just accepted; `None` if it is not a proper one.
-pub(crate) fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
+pub fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
     let give_up = Instant::now() + PREAMBLE_WAIT;
     loop {
         let left = give_up.saturating_duration_since(Instant::now());
@@ -335,8 +362,8 @@ pub(crate) fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rendezvous::RunDir;
     use rustix::net::{bind, listen};
-    use stp_host::rendezvous::RunDir;
 
     fn place(root: &std::path::Path) -> SystemDir {
         RunDir::open(&root.join("run"))
@@ -376,6 +403,34 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.to_string().contains("alpha:7000"), "{error}");
+    }
+
+    #[test]
+    fn one_that_does_not_wait_tells_a_full_queue_from_nobody() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = place(root.path());
+        let kind =
+            |tried: io::Result<Joined>| tried.map(|joined| joined.local_port).map_err(|e| e.kind());
+        assert_eq!(
+            kind(try_connect(&dir, 7000, 40_000)),
+            Err(io::ErrorKind::NotFound)
+        );
+        let listener = listener(&dir);
+        let first = try_connect(&dir, 7000, 40_000).unwrap();
+        assert_eq!(first.local_port, 40_000);
+        let theirs = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        assert!(welcome(theirs.as_fd()).is_some());
+        // Its port is taken now: the next one gets another.
+        let mut waiting = vec![try_connect(&dir, 7000, 40_000).unwrap()];
+        assert_ne!(waiting[0].local_port, 40_000);
+        let full = loop {
+            match try_connect(&dir, 7000, 40_000) {
+                Ok(joined) => waiting.push(joined),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 100);
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
