@@ -38,12 +38,25 @@ impl Routes {
     }
 }
 
+const RELEASE_BYTES: usize = env!("CARGO_PKG_VERSION").len();
+
+/// The release, where `stp run` looks for it before it has a program load this library.
+#[used]
+// SAFETY: plain bytes, in a section of their own that nothing else is in.
+#[unsafe(link_section = ".stp.release")]
+static RELEASE: [u8; RELEASE_BYTES] = *env!("CARGO_PKG_VERSION")
+    .as_bytes()
+    .first_chunk()
+    .expect("its own length");
+
 /// The C library calls it when the library is loaded, before the program begins.
 extern "C" fn load(
     _count: c_int,
     _arguments: *const *const c_char,
     _environment: *const *const c_char,
 ) {
+    // Mentioned, so that the linker keeps it.
+    std::hint::black_box(&RELEASE);
     routes();
 }
 

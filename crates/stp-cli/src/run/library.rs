@@ -4,6 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use stp_host::run::{RELEASE, RELEASE_SECTION};
+
+use super::elf;
 use crate::CliError;
 
 const NAME: &str = "libstp_preload.so";
@@ -53,6 +56,26 @@ pub(super) fn find() -> Result<PathBuf, CliError> {
         .remedy("install it elsewhere"));
     }
     Ok(found)
+}
+
+/// Refuses one of another release: what it says to the engine would not be understood.
+pub(super) fn check(library: &Path) -> Result<(), CliError> {
+    let failed = |why: String| {
+        CliError::new(format_args!("{}: {why}", library.display())).remedy(format_args!(
+            "install `stp` and {NAME} of one release, or name that library with {VARIABLE}"
+        ))
+    };
+    match elf::section(library, RELEASE_SECTION) {
+        Ok(Some(found)) if found == RELEASE.as_bytes() => Ok(()),
+        Ok(Some(found)) => Err(failed(format!(
+            "it is of stp {}, this is stp {RELEASE}",
+            String::from_utf8_lossy(&found)
+        ))),
+        Ok(None) => Err(failed(format!(
+            "it does not say of which release it is, this is stp {RELEASE}"
+        ))),
+        Err(error) => Err(failed(error.to_string())),
+    }
 }
 
 /// The value of `LD_PRELOAD`: ours first, then what is there already.

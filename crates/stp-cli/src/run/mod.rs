@@ -4,6 +4,7 @@
 //! - Before that it is made sure that an engine runs (started apart, kept alive, gone when nobody uses it), that the
 //!   program can be reached by a preloaded library, and that every system named exists.
 
+mod elf;
 mod engine;
 mod library;
 mod program;
@@ -70,6 +71,7 @@ pub fn run(global: &Global, args: &Args) -> Result<(), CliError> {
     let program = program::find(name)?;
     program::examine(&program)?;
     let library = library::find()?;
+    library::check(&library)?;
     let system = global.system_name()?;
     let spec = global.volume_spec()?;
     let volume = stp_host::volume::open_read_only(&spec).map_err(CliError::new)?;

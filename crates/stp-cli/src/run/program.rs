@@ -12,15 +12,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use super::elf::Elf;
 use crate::CliError;
 
 /// Interpreters of interpreters, as the kernel allows them.
 const SCRIPTS_MAX: usize = 5;
 /// The longest first line of a script.
 const LINE_MAX: usize = 256;
-/// Bounds for what a file may claim of itself.
-const HEADERS_MAX: usize = 4096;
-const NAMES_MAX: usize = 1 << 20;
 
 /// The file that `name` means, as the shell finds it.
 pub(super) fn find(name: &OsStr) -> Result<PathBuf, CliError> {
@@ -103,7 +101,7 @@ fn look(path: &Path) -> io::Result<Kind> {
     if let Some(why) = privileged(path, &found) {
         return Ok(Kind::Unreachable(why));
     }
-    Ok(Elf::read(&file, head)?.map_or(Kind::Other, |elf| elf.kind()))
+    Ok(Elf::read(&file, head)?.map_or(Kind::Other, |elf| kind(&elf)))
 }
 
 /// The loader preloads nothing into a program that runs with more rights than its caller's.
@@ -139,140 +137,28 @@ fn interpreter(line: &[u8]) -> Option<PathBuf> {
     Some(interpreter.to_owned())
 }
 
-/// What of an ELF file matters here.
-#[derive(Debug)]
-struct Elf {
-    /// It is for this machine.
-    native: bool,
-    loader: Option<Vec<u8>>,
-    sections: Vec<Vec<u8>>,
-}
-
-const ELF64: bool = cfg!(target_pointer_width = "64");
-const PT_INTERP: u64 = 3;
-
-impl Elf {
-    fn kind(&self) -> Kind {
-        let why = if !self.native {
-            "is for another kind of machine than this `stp`"
-        } else if self.has(b".go.buildinfo") || self.has(b".note.go.buildid") {
-            "is a Go program, which calls the kernel itself"
-        } else {
-            match &self.loader {
-                None => "is linked statically",
-                Some(loader) if loader.windows(7).any(|part| part == b"ld-musl") => {
-                    "is linked to another C library (musl)"
-                }
-                Some(_) => return Kind::Dynamic,
+/// Whether the loader loads it, and what is preloaded.
+fn kind(elf: &Elf) -> Kind {
+    let why = if !elf.native {
+        "is for another kind of machine than this `stp`"
+    } else if elf.has(b".go.buildinfo") || elf.has(b".note.go.buildid") {
+        "is a Go program, which calls the kernel itself"
+    } else {
+        match &elf.loader {
+            None => "is linked statically",
+            Some(loader) if loader.windows(7).any(|part| part == b"ld-musl") => {
+                "is linked to another C library (musl)"
             }
-        };
-        Kind::Unreachable(why.to_owned())
-    }
-
-    fn has(&self, section: &[u8]) -> bool {
-        self.sections.iter().any(|name| name == section)
-    }
-
-    /// `None` if it is damaged: the kernel will say so.
-    fn read(file: &File, head: &[u8]) -> io::Result<Option<Self>> {
-        let wide = head.get(4) == Some(&2);
-        let little = head.get(5) == Some(&1);
-        let number = |bytes: &[u8], at: usize, len: usize| -> Option<u64> {
-            let bytes = bytes.get(at..at + len)?;
-            let fold = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
-            Some(if little {
-                bytes.iter().rev().fold(0, fold)
-            } else {
-                bytes.iter().fold(0, fold)
-            })
-        };
-        let parse = || -> Option<(u64, [u64; 7])> {
-            let machine = number(head, 18, 2)?;
-            let word = if wide { 8 } else { 4 };
-            let (phoff, shoff) = (24 + word, 24 + 2 * word);
-            let rest = shoff + word + 6;
-            Some((
-                machine,
-                [
-                    number(head, phoff, word)?,
-                    number(head, shoff, word)?,
-                    number(head, rest, 2)?,
-                    number(head, rest + 2, 2)?,
-                    number(head, rest + 4, 2)?,
-                    number(head, rest + 6, 2)?,
-                    number(head, rest + 8, 2)?,
-                ],
-            ))
-        };
-        let Some((machine, [phoff, shoff, phsize, phcount, shsize, shcount, names_at])) = parse()
-        else {
-            return Ok(None);
-        };
-        let native = machine == native_machine() && wide == ELF64;
-        let table = |at: u64, size: u64, count: u64| -> io::Result<Vec<u8>> {
-            let count = count.min(HEADERS_MAX as u64);
-            read_some(file, at, (size * count).min(NAMES_MAX as u64) as usize)
-        };
-        let word = if wide { 8 } else { 4 };
-        let mut loader = None;
-        let programs = table(phoff, phsize, phcount)?;
-        for header in programs.chunks_exact((phsize as usize).max(1)) {
-            if number(header, 0, 4) == Some(PT_INTERP) {
-                let (at, size) = if wide { (8, 32) } else { (4, 16) };
-                let at = number(header, at, word).unwrap_or(0);
-                let size = number(header, size, word).unwrap_or(0).min(LINE_MAX as u64);
-                loader = Some(read_some(file, at, size as usize)?);
-            }
+            Some(_) => return Kind::Dynamic,
         }
-        let mut sections = Vec::new();
-        let headers = table(shoff, shsize, shcount)?;
-        let headers: Vec<&[u8]> = headers.chunks_exact((shsize as usize).max(1)).collect();
-        if let Some(names) = headers.get(names_at as usize) {
-            let (at, size) = if wide { (24, 32) } else { (16, 20) };
-            let at = number(names, at, word).unwrap_or(0);
-            let size = number(names, size, word).unwrap_or(0).min(NAMES_MAX as u64);
-            let names = read_some(file, at, size as usize)?;
-            for header in headers {
-                let at = number(header, 0, 4).unwrap_or(0) as usize;
-                let name = names.get(at..).unwrap_or_default();
-                sections.push(name.split(|b| *b == 0).next().unwrap_or_default().to_vec());
-            }
-        }
-        Ok(Some(Self {
-            native,
-            loader,
-            sections,
-        }))
-    }
-}
-
-/// As many bytes as there are.
-fn read_some(file: &File, at: u64, count: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; count];
-    let mut filled = 0;
-    while filled < count {
-        match file.read_at(&mut bytes[filled..], at.saturating_add(filled as u64))? {
-            0 => break,
-            more => filled += more,
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
-}
-
-/// The number of this machine in ELF files: this very program's.
-fn native_machine() -> u64 {
-    let mut head = [0; 20];
-    let read = File::open("/proc/self/exe").and_then(|file| file.read_exact_at(&mut head, 0));
-    match read {
-        Ok(()) => u64::from(u16::from_ne_bytes([head[18], head[19]])),
-        Err(_) => 0,
-    }
+    };
+    Kind::Unreachable(why.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::elf::Section;
 
     #[test]
     fn this_test_is_dynamic_and_a_script_leads_to_its_interpreter() {
@@ -293,17 +179,24 @@ mod tests {
         let elf = |native, loader: Option<&str>, sections: &[&str]| Elf {
             native,
             loader: loader.map(|loader| loader.as_bytes().to_vec()),
-            sections: sections.iter().map(|s| s.as_bytes().to_vec()).collect(),
+            sections: sections
+                .iter()
+                .map(|name| Section {
+                    name: name.as_bytes().to_vec(),
+                    at: 0,
+                    len: 0,
+                })
+                .collect(),
         };
         let glibc = Some("/lib64/ld-linux-x86-64.so.2\0");
-        assert_eq!(elf(true, glibc, &[".text"]).kind(), Kind::Dynamic);
+        assert_eq!(kind(&elf(true, glibc, &[".text"])), Kind::Dynamic);
         for (elf, word) in [
             (elf(true, None, &[]), "statically"),
             (elf(true, glibc, &[".go.buildinfo"]), "Go"),
             (elf(true, Some("/lib/ld-musl-x86_64.so.1\0"), &[]), "musl"),
             (elf(false, glibc, &[]), "machine"),
         ] {
-            match elf.kind() {
+            match kind(&elf) {
                 Kind::Unreachable(why) => assert!(why.contains(word), "{why}"),
                 other => panic!("{other:?}"),
             }

@@ -56,5 +56,8 @@ pub mod env {
     pub const RUN_VERSION: &str = "STP_RUN_VERSION";
 }
 
+/// The section of `libstp_preload.so` that holds its release.
+pub const RELEASE_SECTION: &[u8] = b".stp.release";
+
 /// The release that this code belongs to.
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -8,7 +8,7 @@
 mod connections;
 mod here;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -166,6 +166,7 @@ impl Server {
             dir: dir.clone(),
             known: Vec::new(),
             guests: HashMap::new(),
+            foreign: HashSet::new(),
             again: Vec::new(),
             sweep_at: Instant::now(),
         };
@@ -242,6 +243,8 @@ struct Room {
     known: Vec<SystemEntry>,
     /// Processes that use this engine as long as they live.
     guests: HashMap<u64, OwnedFd>,
+    /// Versions of the calls, other than ours, that programs have spoken.
+    foreign: HashSet<u16>,
     /// Questions that are asked again at their time.
     again: Vec<(Instant, Question)>,
     sweep_at: Instant,
@@ -384,19 +387,28 @@ impl Room {
                 request,
                 looks: 0,
             }),
-            Err(Malformed::Version(theirs)) => Some(Answer::failed(
-                libc::EPROTO,
-                format_args!(
-                    "the program's preloaded library speaks version {theirs}, this engine (stp {}) version {}: use one release of stp for both",
-                    super::RELEASE,
-                    super::WIRE_VERSION
-                ),
-            )),
+            Err(Malformed::Version(theirs)) => Some(self.of_another_release(number, theirs)),
             Err(Malformed::Nonsense) => Some(Answer::failed(libc::EPROTO, "no request")),
         };
         if let Some(answer) = answer {
             self.answer(number, &answer);
         }
+    }
+
+    /// The program is told by an error number only: for people it is written down, once for each version.
+    fn of_another_release(&mut self, number: u64, theirs: u16) -> Answer {
+        let text = format!(
+            "the program's preloaded library speaks version {theirs} of the calls of `stp run`, this engine (stp {}) version {}: start the program again with `stp run` of this release, or run an engine of its own",
+            super::RELEASE,
+            super::WIRE_VERSION
+        );
+        if self.foreign.insert(theirs) {
+            let talk = self.talks.get(&number);
+            let peer = talk.and_then(|talk| socket_peercred(&talk.socket).ok());
+            let process = peer.map_or(0, |peer| peer.pid.as_raw_pid());
+            tracing::warn!(process, "{text}");
+        }
+        Answer::failed(libc::EPROTO, text)
     }
 
     fn answer(&mut self, number: u64, answer: &Answer) {

@@ -324,6 +324,96 @@ fn other_users_and_other_libraries() {
     told(&refused, &["belongs to user", "--run-dir"]);
 }
 
+/// A library of another release is told at the start, in one line with both releases. If the two only meet later (the engine was
+/// replaced under a program), each understands the other's version: the engine writes down both, the program gets an error
+/// number, and everything that needs no engine goes on.
+#[test]
+fn another_release_is_told() {
+    let name = "stp run: another release";
+    let Some(lab) = lab(name, Kind::File, Net::None) else {
+        return;
+    };
+    let [alpha] = lab.hosts();
+    let engine = alpha.engine();
+    let release = env!("CARGO_PKG_VERSION");
+    let library = Path::new(alpha.stp([""; 0]).program()).with_file_name("libstp_preload.so");
+    match find_program("objcopy") {
+        Some(objcopy) => {
+            let other = alpha.path("other.so");
+            std::fs::write(alpha.path("release"), "9.8.7").unwrap();
+            let change = |how: &str| {
+                let changed = alpha.cmd(&objcopy).arg(how).arg(&library).arg(&other);
+                changed.ok();
+                run(alpha, "true").env("STP_PRELOAD", &other).run()
+            };
+            let ran = change("--update-section=.stp.release=release");
+            told(&ran, &["other.so", "9.8.7", release, "one release"]);
+            let ran = change("--remove-section=.stp.release");
+            told(&ran, &["other.so", release, "one release"]);
+        }
+        None => skip_part(name, "not installed: objcopy"),
+    }
+
+    // A program of another release asks this engine.
+    let old = r#"
+import os, socket, struct
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.connect("\0" + os.environ["STP_RUN_SOCKET"].split(",")[0])
+s.send(b"STPr" + struct.pack("<HH", 77, 1) + bytes.fromhex(os.environ["STP_RUN_KEY"]))
+answer = s.recv(2048)
+print(*struct.unpack("<4sHH", answer[:8]), struct.unpack("<H", answer[8:10])[0], answer[11:].decode())
+"#;
+    let asked = python(alpha, "old", old).ok();
+    let text = asked.text();
+    assert!(text.starts_with("b'STPr' 1 100 71 "), "{asked}");
+    for words in [&text, &engine.err()] {
+        assert!(
+            words.contains("version 77") && words.contains(release),
+            "{words}"
+        );
+    }
+
+    // This program asks an engine of another release.
+    let new = r#"
+import errno, os, socket, struct, sys, threading
+if len(sys.argv) < 2:
+    engine = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    engine.bind("\0stp-test-other-release")
+    engine.listen(64)
+    os.environ["STP_RUN_SOCKET"] = "stp-test-other-release,"
+    if os.fork():
+        while True:
+            asked = engine.accept()[0]
+            asked.recv(2048)
+            asked.send(b"STPr" + struct.pack("<HH", 77, 101))
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "again"])
+def told(call):
+    try:
+        call()
+        return "done"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, error.errno)
+print("connect", told(lambda: socket.create_connection(("240.64.1.1", 7000))))
+listener = socket.socket()
+print("bind", told(lambda: listener.bind(("127.0.0.1", 7001))))
+print("listen", told(listener.listen))
+print("udp", told(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))))
+print("nobody", told(lambda: socket.create_connection(("127.0.0.1", 7002))), flush=True)
+os.kill(os.getppid(), 9)
+"#;
+    let asked = python(alpha, "new", new).run();
+    let lines: Vec<_> = asked.text().lines().map(str::to_owned).collect();
+    let wanted = [
+        "connect EPROTO",
+        "bind done",
+        "listen EPROTO",
+        "udp done",
+        "nobody ECONNREFUSED",
+    ];
+    assert_eq!(lines, wanted, "{asked}");
+    lab.prove();
+}
+
 /// Programs that no preloaded library reaches are told so, and how they can be served; those that can be are not.
 #[test]
 fn programs_out_of_reach_are_told_so() {
