@@ -37,6 +37,10 @@ pub struct Args {
     #[arg(long, hide = true)]
     pub detach: bool,
 
+    /// End at once if programs under `stp run` cannot be served: it is for them
+    #[arg(long, hide = true)]
+    pub door: bool,
+
     /// Start an engine and start it again when it dies: for `stp run`
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub keep: bool,
@@ -94,14 +98,19 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     }
     let calls: Arc<dyn Calls> = Arc::new(engine.clone());
     let server = Server::start(&dir, calls).map_err(CliError::new)?;
-    // Without a door everything else works: programs under `stp run` are told.
-    let door = stp_host::run::Server::start(&dir, engine.clone())
-        .inspect_err(|error| {
-            say(format_args!(
-                "engine of {system}: no door for `stp run`: {error}"
-            ))
-        })
-        .ok();
+    let door = match stp_host::run::Server::start(&dir, engine.clone()) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            let text = format!("engine of {system}: no door for `stp run`: {error}");
+            if args.door {
+                engine.leave();
+                return Err(CliError::new(text));
+            }
+            // Everything else works; programs under `stp run` are told.
+            say(format_args!("{text}"));
+            None
+        }
+    };
     let info = engine.volume();
     say(format_args!(
         "engine of {system} ready: group {}, volume {} ({}), seat {}",

@@ -4,6 +4,7 @@
 //!   counted skip.
 //! - `docs/SECURITY.md` has the table that these tests keep true.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -56,8 +57,11 @@ impl World {
             PathBuf::from,
         );
         // Other users may not reach the folder that it was built in.
-        std::fs::copy(stp, world.path("stp")).unwrap();
-        chmod(&world.path("stp"), 0o755);
+        let library = stp.with_file_name("libstp_preload.so");
+        for (file, name) in [(stp, "stp"), (library, "libstp_preload.so")] {
+            std::fs::copy(file, world.path(name)).unwrap();
+            chmod(&world.path(name), 0o755);
+        }
         for user in [OWNER, MEMBER, STRANGER] {
             let home = world.path(&user.to_string());
             std::fs::create_dir(&home).unwrap();
@@ -98,6 +102,15 @@ impl World {
         command
     }
 
+    /// A Python program under `stp run`, as a user, for a system at a run directory.
+    fn python(&self, user: u32, at: &Path, system: &str, script: &str, args: &[&str]) -> Command {
+        let run = ["--system", system, "run", "--", "/usr/bin/python3", "-c"];
+        let mut command = self.stp(user, &run);
+        command.arg(script).args(args).env("STP_RUN_DIR", at);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     fn run(&self, user: u32, args: &[&str]) -> Output {
         self.stp(user, args).output().unwrap()
     }
@@ -117,6 +130,10 @@ impl World {
     }
 
     fn engine_logged(&self, run_dir: &Path, options: &[&str], log: Stdio) -> Ended {
+        // One that was killed leaves its socket.
+        if let Some(left) = find(run_dir, "engine.sock") {
+            std::fs::remove_file(left).unwrap();
+        }
         let mut command = self.stp(OWNER, &["engine"]);
         command.args(options).env("STP_RUN_DIR", run_dir);
         command.env("STP_LOG", "trace").stderr(log);
@@ -355,6 +372,297 @@ fn an_engine_serves_the_group_that_it_is_told_to() {
         .status()
         .unwrap();
     assert!(!seen.success(), "a stranger sees {}", socket.display());
+}
+
+/// Sends back what one connection brings; the port is its argument.
+const SERVES: &str = "import os, socket, sys; s = socket.create_server(('', int(sys.argv[1]))); \
+    print('ready', os.getuid(), flush=True); c, _ = s.accept(); c.sendall(c.makefile('rb').read()); c.close()";
+/// Asks such a program: host and port. With a retry while the port is on its way to the other system.
+const CALLS: &str = "
+import socket, sys, time
+while True:
+    try:
+        s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+        break
+    except ConnectionRefusedError:
+        time.sleep(0.02)
+    except socket.gaierror:
+        time.sleep(0.02)
+s.sendall(b'across users'); s.shutdown(1); print(s.makefile().read())
+";
+
+/// A process's first line.
+fn first_line(process: &mut Ended) -> String {
+    let mut line = String::new();
+    let mut reader = BufReader::new(process.0.stdout.take().unwrap());
+    reader.read_line(&mut line).unwrap();
+    if line.is_empty() {
+        std::io::Read::read_to_string(process.0.stderr.as_mut().unwrap(), &mut line).unwrap();
+    }
+    line.trim().to_owned()
+}
+
+/// With --group-access, the group's users also start unmodified programs at that engine, which serve and are served;
+/// a stranger does not, whichever way he tries.
+#[test]
+fn unmodified_programs_of_a_group_share_an_engine() {
+    let name = "users: stp run in a group";
+    let Some(world) = World::new(name) else {
+        return;
+    };
+    if !Path::new("/usr/bin/python3").exists() {
+        return skip(name, "not installed: /usr/bin/python3");
+    }
+    world.formatted();
+    chown_group(&world.volume());
+    chmod(&world.volume(), 0o640);
+    let shared = world.path("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::os::unix::fs::chown(&shared, Some(OWNER), Some(OWNER)).unwrap();
+    chmod(&shared, 0o700);
+    // There before it is shared: the key of an earlier engine.
+    drop(world.engine(&shared, &[]));
+    let engine = world.engine(&shared, &["--group-access", &GROUP.to_string()]);
+    let far = world.home(OWNER).join("far");
+    let (member, owner) = ((MEMBER, &shared, "alpha"), (OWNER, &far, "beta"));
+    for (serves, calls, port) in [
+        (member, owner, "17000"),
+        (owner, member, "17001"),
+        (member, member, "17002"),
+    ] {
+        let mut server = world.python(serves.0, serves.1, serves.2, SERVES, &[port]);
+        let mut server = Ended(server.spawn().unwrap());
+        assert_eq!(first_line(&mut server), format!("ready {}", serves.0));
+        let host = format!("{}.stp", serves.2);
+        let mut client = world.python(calls.0, calls.1, calls.2, CALLS, &[&host, port]);
+        let asked = client.output().unwrap();
+        good(&asked);
+        assert_eq!(
+            String::from_utf8_lossy(&asked.stdout).trim(),
+            "across users"
+        );
+    }
+    for path in all(&shared).iter().filter(|path| path.is_file()) {
+        assert_eq!(mode(path), 0o660, "{}", path.display());
+    }
+
+    // A stranger cannot even look for the key, and without it the engine's abstract socket tells him nothing.
+    chmod(&world.volume(), 0o644);
+    let tried = world
+        .python(STRANGER, &shared, "alpha", "print('in')", &[])
+        .output()
+        .unwrap();
+    refused(&tried, &["run directory", "group 61100", "not in"]);
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let key = find(&shared, "run.key").unwrap();
+    let key = std::fs::read_to_string(key).unwrap();
+    let ask = "
+import socket, struct, sys
+for name in sys.argv[2:]:
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    s.connect('\\0' + name)
+    s.send(b'STPr' + struct.pack('<HH', 1, 1) + bytes.fromhex(sys.argv[1]))
+    print(*struct.unpack('<HH', s.recv(2048)[6:10]))
+";
+    let names: Vec<&str> = sockets
+        .lines()
+        .filter_map(|line| Some(line.split_once("@stp/run/")?.1))
+        .collect();
+    assert!(!names.is_empty());
+    let ask = |user: u32, key: &str| {
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--reuid={user}"))
+            .arg(format!("--regid={user}"));
+        command.args(["--clear-groups", "--", "/usr/bin/python3", "-c", ask, key]);
+        let asked = command
+            .args(names.iter().map(|name| format!("stp/run/{name}")))
+            .output()
+            .unwrap();
+        good(&asked);
+        String::from_utf8_lossy(&asked.stdout).into_owned()
+    };
+    // 100: it failed, for want of permission. 102: who the engine is.
+    let strangers = ask(STRANGER, &"0".repeat(32));
+    assert!(
+        strangers.lines().all(|line| line == "100 13"),
+        "{strangers}"
+    );
+    assert!(ask(OWNER, key.trim()).contains("102 "));
+    drop(engine);
+
+    // Without an engine a member starts none: the volume is not his to write. He is told so, and stands in nobody's way.
+    chmod(&world.volume(), 0o640);
+    let tried = world
+        .python(MEMBER, &shared, "alpha", "print('in')", &[])
+        .output()
+        .unwrap();
+    refused(
+        &tried,
+        &["engine of system alpha", "permission", "engine.log"],
+    );
+    let engine = world.engine(&shared, &["--group-access", &GROUP.to_string()]);
+    good(
+        &world
+            .python(MEMBER, &shared, "alpha", "print('in')", &[])
+            .output()
+            .unwrap(),
+    );
+    drop(engine);
+
+    // Its owner takes it back: what a member has kept of it opens nothing any more.
+    chmod(&shared, 0o700);
+    let _engine = world.engine(&shared, &[]);
+    let now = std::fs::read_to_string(find(&shared, "run.key").unwrap()).unwrap();
+    assert_ne!(now, key);
+    for path in all(&shared) {
+        let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+        let found = std::fs::symlink_metadata(&path).unwrap();
+        if found.is_dir() || find(&shared, "run.key").as_ref() == Some(&path) {
+            assert_eq!(mode(&path), wanted, "{}", path.display());
+        }
+    }
+    let tried = world
+        .python(MEMBER, &shared, "alpha", "print('in')", &[])
+        .output()
+        .unwrap();
+    refused(&tried, &["run directory of another user"]);
+}
+
+/// An ordinary user on a host where no interface is up, not even loopback: the engine makes a network for the programs, with
+/// that user's rights alone. They stay who they are, reach each other and the other system, and outlive their engine.
+#[test]
+fn a_user_without_any_network_gets_a_private_one() {
+    let name = "users: a private network";
+    let Some(world) = World::new(name) else {
+        return;
+    };
+    if !Path::new("/usr/bin/python3").exists() {
+        return skip(name, "not installed: /usr/bin/python3");
+    }
+    let mut may = Command::new("setpriv");
+    may.arg(format!("--reuid={OWNER}"))
+        .arg(format!("--regid={OWNER}"));
+    let may = may
+        .args(["--clear-groups", "--", "unshare", "--user", "--net", "true"])
+        .output()
+        .unwrap();
+    if !may.status.success() {
+        return skip(
+            name,
+            &format!("this kernel gives users no namespaces: {}", said(&may)),
+        );
+    }
+    world.formatted();
+    // A network namespace where nothing is up, as on a host without network; all programs below are in it.
+    let mut without = Command::new("unshare");
+    let mut without = Ended(
+        without
+            .args(["--net", "sh", "-c", "echo ready; exec sleep infinity"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert_eq!(first_line(&mut without), "ready");
+    let place = format!("--net=/proc/{}/ns/net", without.0.id());
+    let there = |inner: Command| {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(&place)
+            .arg("--")
+            .arg(inner.get_program())
+            .args(inner.get_args());
+        command.env_clear();
+        for (name, value) in inner.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        command.current_dir(world.home(OWNER)).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let (alpha, beta) = (world.home(OWNER).join("run"), world.home(OWNER).join("far"));
+    let script = "import os; print(os.getuid(), os.getgid(), os.stat('/proc/self/ns/net').st_ino, open('/proc/net/dev').read().count(':'))";
+    let who = there(world.python(OWNER, &alpha, "alpha", script, &[]))
+        .output()
+        .unwrap();
+    good(&who);
+    let who = String::from_utf8_lossy(&who.stdout).into_owned();
+    assert!(who.starts_with(&format!("{OWNER} {OWNER} ")), "{who}");
+    let outside = std::fs::metadata(format!("/proc/{}/ns/net", without.0.id()))
+        .unwrap()
+        .ino();
+    assert!(!who.contains(&outside.to_string()), "{who}");
+
+    let serves = "import socket, sys\ns = socket.create_server(('', 7000)); print('ready', flush=True)\n\
+                  while True:\n c, _ = s.accept(); c.sendall(c.makefile('rb').read()); c.close()";
+    let mut server = Ended(
+        there(world.python(OWNER, &beta, "beta", serves, &[]))
+            .spawn()
+            .unwrap(),
+    );
+    assert_eq!(first_line(&mut server), "ready");
+    let ask = |at: &Path, system: &str| {
+        let asked = there(world.python(OWNER, at, system, CALLS, &["beta.stp", "7000"]))
+            .output()
+            .unwrap();
+        good(&asked);
+        assert_eq!(
+            String::from_utf8_lossy(&asked.stdout).trim(),
+            "across users"
+        );
+    };
+    ask(&alpha, "alpha");
+    ask(&beta, "beta");
+
+    // The server's engine is killed; its keeper starts another, which finds the server where it lives.
+    let engine = engine_of(&beta);
+    rustix::process::kill_process(engine, rustix::process::Signal::KILL).unwrap();
+    wait_for("another engine", HANG, || {
+        find_engine(&beta).filter(|found| *found != engine)
+    });
+    ask(&alpha, "alpha");
+    ask(&beta, "beta");
+    let log = std::fs::read_to_string(find(&beta, "engine.log").unwrap()).unwrap();
+    assert!(log.contains("signal: 9"), "{log}");
+    for at in [&alpha, &beta] {
+        // They are nobody's children: what keeps the engines first, then the engines.
+        for process in processes_at(at) {
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// The processes of `stp engine` at a run directory, those that keep it first.
+fn processes_at(run_dir: &Path) -> Vec<rustix::process::Pid> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let words: Vec<&str> = line.split('\0').collect();
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if words.contains(&"engine")
+            && words.contains(&run_dir.to_str().unwrap())
+            && let Some(pid) = pid.and_then(rustix::process::Pid::from_raw)
+        {
+            found.push((!words.contains(&"--keep"), pid));
+        }
+    }
+    found.sort_by_key(|(engine, pid)| (*engine, pid.as_raw_nonzero()));
+    found.into_iter().map(|(_, pid)| pid).collect()
+}
+
+/// The engine itself.
+fn find_engine(run_dir: &Path) -> Option<rustix::process::Pid> {
+    processes_at(run_dir).get(1).copied()
+}
+
+fn engine_of(run_dir: &Path) -> rustix::process::Pid {
+    find_engine(run_dir).expect("a keeper and an engine")
 }
 
 /// In /tmp anybody can lay out a directory for others: one that nobody named must be the user's own.

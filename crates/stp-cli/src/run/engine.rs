@@ -5,10 +5,9 @@
 //! - They write to `engine.log` in the system's place of the run directory, never to the program's terminal.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -52,10 +51,10 @@ pub(super) fn ensure(global: &Global, dir: &SystemDir, client: &Client) -> Resul
         Err(Error::NoEngine(_)) => {}
         Err(error) => return Err(CliError::new(error)),
     }
-    let log = dir.path().join("engine.log");
+    let log = dir.engine_log();
     let idle = dir.lock_engine().map_err(CliError::new)?.is_some();
     if idle {
-        start(global, &log)?;
+        start(global, dir)?;
     }
     let give_up = Instant::now() + READY_MAX;
     loop {
@@ -97,14 +96,9 @@ fn why_not(dir: &SystemDir, log: &Path) -> CliError {
 }
 
 /// Starts the first of the three processes and waits for its end.
-fn start(global: &Global, log: &Path) -> Result<(), CliError> {
+fn start(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
     let failed = |error: io::Error| CliError::new(format_args!("cannot start an engine: {error}"));
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(log)
-        .map_err(|error| CliError::new(format_args!("{}: {error}", log.display())))?;
+    let log = dir.open_engine_log().map_err(CliError::new)?;
     log.set_len(0).map_err(failed)?;
     let mut command = engine_command(global)?;
     command.arg("--detach");
@@ -133,6 +127,7 @@ fn engine_command(global: &Global) -> Result<Command, CliError> {
         command.arg("--run-dir").arg(run_dir);
     }
     command
+        .arg("--door")
         .arg("--idle-exit")
         .arg(IDLE_EXIT.as_secs().to_string());
     command.env_remove("LD_PRELOAD").current_dir("/");
@@ -173,7 +168,6 @@ pub(crate) fn keep(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
         if status.success() {
             return Ok(());
         }
-        say(format_args!("engine of {}: {status}", dir.system()));
         if begun.elapsed() >= LIVED {
             (failures, pause) = (0, PAUSE_MIN);
         }
@@ -183,6 +177,7 @@ pub(crate) fn keep(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
         if !ran || failures >= FAILURES_MAX {
             return Err(CliError::silent());
         }
+        say(format_args!("engine of {}: {status}", dir.system()));
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }

@@ -79,9 +79,11 @@ pub fn run(global: &Global, args: &Args) -> Result<(), CliError> {
     drop(volume);
     let run_dir = RunDir::open_default(global.run_dir.as_deref()).map_err(CliError::new)?;
     let dir = run_dir.system(volume_id, &system).map_err(CliError::new)?;
-    let way = Way::of(&dir).map_err(CliError::new)?;
+    let way = || Way::of(&dir).map_err(CliError::new);
+    let hello = engine::ensure(global, &dir, &way()?.client().map_err(CliError::new)?)?;
+    // As it is now: the engine may have made a new key.
+    let way = way()?;
     let client = way.client().map_err(CliError::new)?;
-    let hello = engine::ensure(global, &dir, &client)?;
     if hello.release.as_str() != RELEASE {
         return Err(CliError::new(format_args!(
             "the engine of system {system} is stp {}, this is stp {RELEASE}",

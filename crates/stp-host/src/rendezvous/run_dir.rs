@@ -180,6 +180,12 @@ fn own_dir(path: &Path, parent: Option<Sharing>) -> Result<Sharing, RunDirError>
         let path = path.to_owned();
         return Err(RunDirError::OtherOwner { path, owner, uid });
     }
+    if shared && parent.is_some_and(|parent| parent.group.is_none()) {
+        // Its owner has taken back what it is in.
+        fs::set_permissions(path, fs::Permissions::from_mode(PRIVATE))
+            .map_err(failed("close", path))?;
+        return Ok(Sharing { owner, group: None });
+    }
     if !found.is_dir() {
         return Err(RunDirError::NotADirectory(path.to_owned()));
     }
@@ -209,6 +215,10 @@ fn share(path: &Path, group: u32) -> io::Result<()> {
 pub(crate) fn shared_as_its_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().map(fs::metadata).transpose()?;
     if folder.is_none_or(|folder| folder.mode() & 0o7777 != SHARED) {
+        return Ok(());
+    }
+    // One that another member of the group has made is shared already, and only its owner may say so.
+    if fs::symlink_metadata(path)?.mode() & 0o777 == 0o660 {
         return Ok(());
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))
@@ -281,7 +291,8 @@ impl RunDir {
                 let found = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
                 if found.is_dir() {
                     folders.push(path);
-                } else if !found.is_symlink() {
+                } else if !found.is_symlink() && found.uid() == self.sharing.owner {
+                    // What a member of the group has made is the group's already.
                     std::os::unix::fs::chown(&path, None, Some(group))
                         .and_then(|()| shared_as_its_folder(&path))
                         .map_err(failed("share", &path))?;
@@ -427,6 +438,37 @@ impl SystemDir {
         Ok(found)
     }
 
+    /// The log of an engine that nobody watches.
+    pub fn engine_log(&self) -> PathBuf {
+        self.path.join("engine.log")
+    }
+
+    /// Opens that log to write at its end.
+    pub fn open_engine_log(&self) -> io::Result<File> {
+        let path = self.engine_log();
+        let opened = new_file().append(true).create(true).open(&path);
+        let made = opened.and_then(|file| shared_as_its_folder(&path).map(|()| file));
+        made.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    }
+
+    /// What engines leave for the next one.
+    pub(crate) fn note(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Replaces such a note, as a whole.
+    pub(crate) fn leave_note(&self, name: &str, text: &str) -> io::Result<()> {
+        let (path, new) = (self.note(name), self.note(&format!("{name}.new")));
+        let mut file = new_file()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&new)?;
+        file.write_all(text.as_bytes())?;
+        shared_as_its_folder(&new)?;
+        fs::rename(&new, &path)
+    }
+
     /// The lock of the one shared engine; `None` if one runs.
     pub fn lock_engine(&self) -> io::Result<Option<FileLock>> {
         FileLock::try_take(&self.path.join("engine.lock"))
@@ -446,6 +488,13 @@ impl SystemDir {
     pub(super) fn lock_ports(&self) -> io::Result<FileLock> {
         FileLock::take(&self.path.join("ports").join("lock"))
     }
+}
+
+/// For a file that is its maker's alone.
+fn new_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
 }
 
 /// A lock on a file that the kernel gives back when its holder is gone. The file itself stays.

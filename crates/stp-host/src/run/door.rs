@@ -1,13 +1,14 @@
 //! The door: where the programs' connections to other systems come about.
 //!
-//! - A program connects its socket to the door. The kernel drops what arrives there, so the socket waits as one does whose
-//!   peer has not answered yet, with all that belongs to it: time-outs, signals, `poll`, `EINPROGRESS`.
+//! - A program connects its socket to the door. The kernel drops what arrives there, by a filter or because its queue is
+//!   full. So the socket waits as one does whose peer has not answered yet, with all that belongs to it: time-outs,
+//!   signals, `poll`, `EINPROGRESS`.
 //! - When the stream is open, the engine connects a socket of its own from the door to the program's: both sides open at
 //!   once, as TCP allows, and the connection stands.
 //! - To refuse, the same is done and reset at once.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -28,30 +29,57 @@ pub(super) struct Door {
 #[derive(Debug)]
 struct Half {
     at: SocketAddr,
-    /// Never accepts: it keeps the kernel from refusing.
-    _listener: OwnedFd,
+    /// Never accepts: it keeps the kernel from refusing. With it, what fills its queue.
+    _listener: (OwnedFd, Option<OwnedFd>),
+}
+
+/// How a door is kept shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bolt {
+    /// By a filter, which not every kernel grants to everybody.
+    Filter,
+    /// By a queue that is full.
+    Queue,
 }
 
 impl Half {
     fn open(ip: IpAddr) -> io::Result<Self> {
+        Self::bolted(ip, Bolt::Filter).or_else(|_| Self::bolted(ip, Bolt::Queue))
+    }
+
+    fn bolted(ip: IpAddr, bolt: Bolt) -> io::Result<Self> {
         let listener = shared_socket(ip)?;
         bind(&listener, &SocketAddr::new(ip, 0))?;
-        sys::drop_everything(&listener)?;
-        listen(&listener, 1)?;
         let at = SocketAddr::try_from(getsockname(&listener)?)?;
+        let mut filler = None;
+        match bolt {
+            Bolt::Filter => {
+                sys::drop_everything(&listener)?;
+                listen(&listener, 1)?;
+            }
+            Bolt::Queue => {
+                // A queue for none is full with the first one.
+                listen(&listener, 0)?;
+                filler = Some(TcpStream::connect(at)?.into());
+            }
+        }
         Ok(Self {
             at,
-            _listener: listener,
+            _listener: (listener, filler),
         })
+    }
+}
+
+fn family(ip: IpAddr) -> AddressFamily {
+    match ip {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
     }
 }
 
 /// A socket that may use the door's address beside others.
 fn shared_socket(ip: IpAddr) -> Result<OwnedFd, Errno> {
-    let socket = stream_socket(match ip {
-        IpAddr::V4(_) => AddressFamily::INET,
-        IpAddr::V6(_) => AddressFamily::INET6,
-    })?;
+    let socket = stream_socket(family(ip))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     Ok(socket)
@@ -110,15 +138,11 @@ mod tests {
     use super::*;
     use crate::engine::{Made, made};
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, TcpStream};
+    use std::net::Ipv4Addr;
 
     /// A socket as the preload leaves it: bound, connecting to the door, not waiting.
     fn program(door: &Door, ip: IpAddr) -> (OwnedFd, SocketAddr) {
-        let family = match ip {
-            IpAddr::V4(_) => AddressFamily::INET,
-            IpAddr::V6(_) => AddressFamily::INET6,
-        };
-        let socket = stream_socket(family).unwrap();
+        let socket = stream_socket(family(ip)).unwrap();
         sockopt::set_socket_linger(&socket, None).unwrap();
         bind(&socket, &SocketAddr::new(ip, 0)).unwrap();
         let local = SocketAddr::try_from(getsockname(&socket).unwrap()).unwrap();
@@ -127,13 +151,29 @@ mod tests {
         (socket, local)
     }
 
+    /// A door of each kind that this machine grants.
+    fn doors() -> Vec<Door> {
+        let open = |bolt| {
+            let v4 = Half::bolted(DOOR_V4.into(), bolt);
+            v4.map(|v4| Door {
+                v4,
+                v6: Half::bolted(Ipv6Addr::LOCALHOST.into(), bolt).ok(),
+            })
+        };
+        let full = open(Bolt::Queue).unwrap();
+        open(Bolt::Filter).into_iter().chain([full]).collect()
+    }
+
     #[test]
     fn a_connection_comes_about_when_the_engine_crosses() {
-        let door = Door::open().unwrap();
+        doors().iter().for_each(crosses);
+    }
+
+    fn crosses(door: &Door) {
         let mut own: Vec<IpAddr> = vec![Ipv4Addr::new(127, 64, 7, 9).into()];
         own.extend(door.v6().map(|at| at.ip()));
         for ip in own {
-            let (socket, local) = program(&door, ip);
+            let (socket, local) = program(door, ip);
             assert!(matches!(made(&socket), Made::NotYet));
             let ours = door.cross(local).unwrap();
             assert!(matches!(made(&ours), Made::Yes));
@@ -154,25 +194,27 @@ mod tests {
 
     #[test]
     fn a_refusal_is_an_error_of_the_connection() {
-        let door = Door::open().unwrap();
-        let (socket, local) = program(&door, Ipv4Addr::new(127, 64, 7, 9).into());
-        drop(door.cross(local).unwrap());
-        assert!(matches!(
-            made(&socket),
-            Made::No(Errno::CONNRESET | Errno::CONNREFUSED)
-        ));
+        for door in doors() {
+            let (socket, local) = program(&door, Ipv4Addr::new(127, 64, 7, 9).into());
+            drop(door.cross(local).unwrap());
+            assert!(matches!(
+                made(&socket),
+                Made::No(Errno::CONNRESET | Errno::CONNREFUSED)
+            ));
+        }
     }
 
     #[test]
     fn nobody_at_the_other_side_is_seen_at_once() {
-        let door = Door::open().unwrap();
-        let (socket, local) = program(&door, Ipv4Addr::new(127, 64, 7, 9).into());
-        drop(socket);
-        let refused = match door.cross(local) {
-            Ok(ours) => matches!(made(&ours), Made::No(Errno::CONNREFUSED)),
-            Err(errno) => errno == Errno::CONNREFUSED,
-        };
-        assert!(refused);
+        for door in doors() {
+            let (socket, local) = program(&door, Ipv4Addr::new(127, 64, 7, 9).into());
+            drop(socket);
+            let refused = match door.cross(local) {
+                Ok(ours) => matches!(made(&ours), Made::No(Errno::CONNREFUSED)),
+                Err(errno) => errno == Errno::CONNREFUSED,
+            };
+            assert!(refused);
+        }
     }
 
     #[test]

@@ -8,7 +8,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -16,6 +15,8 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
 use super::sys;
 use crate::rendezvous::SystemDir;
 
+/// Which namespace it was, for the next engine.
+const NOTE: &str = "run.namespace";
 const OWN: &str = "/proc/self/ns/net";
 const LOOPBACK: &str = "lo";
 const UP: i16 = libc::IFF_UP as i16;
@@ -46,18 +47,14 @@ pub fn ensure(dir: &SystemDir) -> io::Result<bool> {
     })?;
     // Losing it costs only what the next engine would know.
     if let Ok(found) = rustix::fs::stat(OWN) {
-        let _ = fs::write(note(dir), format!("{} {}\n", found.st_dev, found.st_ino));
+        let _ = dir.leave_note(NOTE, &format!("{} {}\n", found.st_dev, found.st_ino));
     }
     Ok(true)
 }
 
-fn note(dir: &SystemDir) -> PathBuf {
-    dir.path().join("run.namespace")
-}
-
 /// Goes where the engine before this one was, if a process still lives there.
 fn enter_earlier(dir: &SystemDir) -> bool {
-    let Ok(noted) = fs::read_to_string(note(dir)) else {
+    let Ok(noted) = fs::read_to_string(dir.note(NOTE)) else {
         return false;
     };
     let Ok(processes) = fs::read_dir("/proc") else {

@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use crate::engine::Place;
 use crate::rendezvous::{PortSocket, SystemDir};
 
 /// Places of one port.
 pub(super) const PLACES_MAX: usize = 16;
+
+/// What this engine leaves for the next one.
+const LISTENERS: &str = "run.listeners";
 
 #[derive(Debug)]
 struct Port {
@@ -26,7 +28,6 @@ struct Port {
 #[derive(Debug)]
 pub(super) struct Places {
     dir: SystemDir,
-    file: PathBuf,
     by_port: BTreeMap<u16, Port>,
 }
 
@@ -35,7 +36,6 @@ impl Places {
     pub(super) fn new(dir: &SystemDir) -> Self {
         Self {
             dir: dir.clone(),
-            file: dir.path().join("run.listeners"),
             by_port: BTreeMap::new(),
         }
     }
@@ -105,7 +105,7 @@ impl Places {
 
     /// What an engine before this one wrote down.
     pub(super) fn left_behind(&self) -> Vec<Place> {
-        let text = fs::read_to_string(&self.file).unwrap_or_default();
+        let text = fs::read_to_string(self.dir.note(LISTENERS)).unwrap_or_default();
         text.lines().filter_map(parse).collect()
     }
 
@@ -115,10 +115,8 @@ impl Places {
         let text: String = all
             .map(|place| format!("{} {}\n", place.at, u8::from(place.v6_only)))
             .collect();
-        let temp = self.file.with_extension("listeners.new");
-        let saved = fs::write(&temp, text).and_then(|()| fs::rename(&temp, &self.file));
-        if let Err(error) = saved {
-            tracing::debug!(path = %self.file.display(), %error, "listeners are not written down");
+        if let Err(error) = self.dir.leave_note(LISTENERS, &text) {
+            tracing::debug!(system = %self.dir.system(), %error, "listeners are not written down");
         }
     }
 }

@@ -110,7 +110,7 @@ impl Server {
     /// Opens the door in this process's network namespace and offers the calls. The caller holds the engine's lock of `dir`.
     pub fn start(dir: &SystemDir, engine: EngineHandle) -> io::Result<Self> {
         let door = Door::open()?;
-        let way = Way::of(dir)?;
+        let way = Way::of_engine(dir)?;
         let path = way.path().clone();
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -237,9 +237,9 @@ struct Room {
     attempts: Attempts,
     places: Places,
     relays: Relays,
-    dir: SystemDir,
     /// Programs that wait at a full queue of this system.
     knocks: Vec<Knock>,
+    dir: SystemDir,
     known: Vec<SystemEntry>,
     /// Processes that use this engine as long as they live.
     guests: HashMap<u64, OwnedFd>,
@@ -302,15 +302,15 @@ impl Room {
     fn timeout(&self) -> Timespec {
         let parked = self.parked.values().map(|parked| parked.until).min();
         let again = self.again.iter().map(|(at, _)| *at).min();
+        let knocks = self.knocks.iter().map(|knock| knock.again_at).min();
         let next = [
             self.attempts.poll_timeout(),
             parked,
-        let knocks = self.knocks.iter().map(|knock| knock.again_at).min();
             again,
+            knocks,
             Some(self.sweep_at),
         ];
         let next = next.into_iter().flatten().min().unwrap_or(self.sweep_at);
-            knocks,
         let left = next.saturating_duration_since(Instant::now());
         Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),

@@ -1,12 +1,13 @@
 //! The way between programs and the engine of a system: two sockets and a key.
 //!
 //! - It follows from the run directory alone, so that programs outlive their engine and find the next one.
-//! - The key is made once; whoever can read the run directory, and whoever `stp run` hands it to, has it.
+//! - The key is made once, and anew when a shared run directory becomes private: whoever can read the run directory, and
+//!   whoever `stp run` hands it to, has it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use super::client::Client;
@@ -60,6 +61,16 @@ impl Way {
             path: dir.path().join("run.sock"),
             key,
         })
+    }
+
+    /// As [`Way::of`], by the engine: a key that a group could read once does not open one that it does not share.
+    pub(super) fn of_engine(dir: &SystemDir) -> io::Result<Self> {
+        let file = dir.path().join("run.key");
+        let was_shared = fs::symlink_metadata(&file).is_ok_and(|found| found.mode() & 0o077 != 0);
+        if was_shared && dir.sharing().group.is_none() {
+            fs::remove_file(&file)?;
+        }
+        Self::of(dir)
     }
 
     /// The abstract socket's name.
