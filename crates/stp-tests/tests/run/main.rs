@@ -7,13 +7,14 @@
 mod databases;
 mod files;
 mod logins;
+mod names;
 mod orders;
 mod promises;
 mod runtimes;
 mod streams;
 mod web;
-
 mod within;
+
 use std::path::Path;
 
 use stp_tests::Host;
