@@ -21,6 +21,8 @@ pub const SEGMENT_HEAD_BYTES: usize = 128;
 pub const FRAME_HEAD_BYTES: usize = 24;
 /// Frames start at multiples of this.
 pub const FRAME_ALIGN: usize = 8;
+/// The kind of a frame that carries a stream's bytes.
+const DATA_KIND: u8 = 3;
 
 record! {
     /// The head of a segment; frames follow.
@@ -259,6 +261,18 @@ pub struct SegmentBuilder {
     len: usize,
     limit: usize,
     frames: u32,
+    /// The last frame, if it carries data: that may grow.
+    last: Option<LastData>,
+}
+
+#[derive(Debug)]
+struct LastData {
+    /// Where the frame's head is.
+    head: usize,
+    key: StreamKey,
+    /// The stream's offset of its first byte.
+    offset: u64,
+    bytes: usize,
 }
 
 impl SegmentBuilder {
@@ -270,6 +284,7 @@ impl SegmentBuilder {
             len: SEGMENT_HEAD_BYTES,
             limit,
             frames: 0,
+            last: None,
         }
     }
 
@@ -308,7 +323,7 @@ impl SegmentBuilder {
                 (1, credit, open.as_bytes())
             }
             FrameBody::Accept { credit } => (2, credit, &[]),
-            FrameBody::Data { offset, bytes } => (3, offset, bytes),
+            FrameBody::Data { offset, bytes } => (DATA_KIND, offset, bytes),
             FrameBody::Credit { limit } => (4, limit, &[]),
             FrameBody::Urgent { offset } => (5, offset, &[]),
             FrameBody::Fin { offset } => (6, offset, &[]),
@@ -355,10 +370,40 @@ impl SegmentBuilder {
     /// Makes the first `bytes` of the last [`SegmentBuilder::data_space`] a data frame.
     pub fn commit_data(&mut self, key: StreamKey, offset: u64, bytes: usize) {
         debug_assert!(bytes <= self.data_room());
-        self.finish_frame(3, key, offset, bytes.min(self.data_room()));
+        self.finish_frame(DATA_KIND, key, offset, bytes.min(self.data_room()));
+    }
+
+    /// Puts as many of `bytes` as there is room for behind what is there of the stream: into
+    /// the last frame, if that ends where they begin. How many.
+    pub fn append_data(&mut self, key: StreamKey, offset: u64, bytes: &[u8]) -> usize {
+        let grown = self
+            .last
+            .take_if(|last| last.key == key && last.offset + last.bytes as u64 == offset);
+        let Some(last) = grown else {
+            let space = self.data_space(bytes.len());
+            let count = space.len();
+            space.copy_from_slice(&bytes[..count]);
+            if count > 0 {
+                self.commit_data(key, offset, count);
+            }
+            return count;
+        };
+        let start = last.head + FRAME_HEAD_BYTES + last.bytes;
+        let count = bytes.len().min(self.limit.saturating_sub(start));
+        self.buf.bytes_mut()[start..start + count].copy_from_slice(&bytes[..count]);
+        self.len = last.head;
+        self.frames -= 1;
+        self.finish_frame(DATA_KIND, key, last.offset, last.bytes + count);
+        count
     }
 
     fn finish_frame(&mut self, kind: u8, key: StreamKey, value: u64, payload: usize) {
+        self.last = (kind == DATA_KIND).then_some(LastData {
+            head: self.len,
+            key,
+            offset: value,
+            bytes: payload,
+        });
         let head = FrameHead {
             kind,
             flags: u8::from(key.by_writer),

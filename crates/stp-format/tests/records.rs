@@ -284,6 +284,44 @@ fn segment() -> (UnitBuf, usize) {
     builder.seal(volume(), &segment_info())
 }
 
+/// What is appended to a stream's bytes makes their frame longer, as long as nothing else came between.
+#[test]
+fn appended_bytes_share_a_frame() {
+    let key = |number| StreamKey {
+        by_writer: true,
+        number,
+    };
+    let mut builder = SegmentBuilder::new(UnitBuf::zeroed(1));
+    let text: Vec<u8> = (0..5_000_u32).map(|i| (i % 251) as u8).collect();
+    let mut at = 0;
+    for size in [1, 7, 8, 64, 3] {
+        let count = builder.append_data(key(1), at as u64, &text[at..at + size]);
+        assert_eq!(count, size);
+        at += size;
+    }
+    assert_eq!(builder.append_data(key(2), 9, b"another's"), 9);
+    assert_eq!(builder.append_data(key(2), 100, b"gap"), 3);
+    let rest = builder.append_data(key(1), at as u64, &text[at..]);
+    assert!(rest > 3_000 && at + rest < text.len());
+    assert_eq!(builder.append_data(key(1), 0, b"x"), 0);
+    let more = builder.append_data(key(1), (at + rest) as u64, b"abcdefgh");
+    assert!(more < 8, "the frame is padded to its alignment at the most");
+    let (buf, _) = builder.seal(volume(), &segment_info());
+    let (_, frames) = decode_segment(buf.bytes(), volume()).unwrap();
+    let found: Vec<_> = frames.map(Result::unwrap).collect();
+    let data = |offset, bytes| FrameBody::Data { offset, bytes };
+    let mut last = text[at..at + rest].to_vec();
+    last.extend(&b"abcdefgh"[..more]);
+    let expected = [
+        (key(1), data(0, &text[..at])),
+        (key(2), data(9, b"another's")),
+        (key(2), data(100, b"gap")),
+        (key(1), data(at as u64, &last)),
+    ];
+    let found: Vec<_> = found.iter().map(|frame| (frame.key, frame.body)).collect();
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn every_record_survives_its_round_trip() {
     let geometry = geometry();

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod control;
 pub mod engine;
+pub mod forks;
 pub mod rendezvous;
 pub mod run;
 pub mod volume;

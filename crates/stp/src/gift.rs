@@ -488,13 +488,10 @@ impl Group {
     pub fn take(&self, name: &str, timeout: Option<Duration>) -> io::Result<Stream> {
         let home = &self.inner.dir;
         let taken = take(home, &self.inner.calls, name, timeout)?;
-        Ok(Stream::new(
-            taken.socket,
-            home,
-            taken.local,
-            taken.peer,
-            taken.fate,
-        ))
+        let stream = Stream::new(taken.socket, home, taken.local, taken.peer, taken.fate);
+        // Others had the descriptor, and what they wrote may still be in it.
+        stream.expose();
+        Ok(stream)
     }
 }
 

@@ -26,6 +26,7 @@ pub mod door;
 mod error;
 mod gift;
 mod group;
+mod lane;
 mod listener;
 mod node;
 mod stream;

@@ -1,7 +1,7 @@
 //! A connected stream.
 //!
-//! - The bytes go through a kernel socket; this file adds only what the kernel cannot know: whether the end
-//!   of the bytes is an end in order.
+//! - The bytes go through a kernel socket, or past it by the lane; this file adds only what the kernel cannot know:
+//!   whether the end of the bytes is an end in order.
 //! - The mark of an orderly end is left before the descriptor closes, by the last clone.
 
 use std::fmt;
@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 use stp_host::control::{Calls, StreamToken, Verdict};
@@ -23,6 +22,7 @@ use stp_host::rendezvous::direct::Marks;
 
 use crate::addr::Addr;
 use crate::gift::{self, Gift, TakerName};
+use crate::lane::Lane;
 
 /// How a stream's end is told.
 pub enum Fate {
@@ -107,6 +107,7 @@ pub struct Stream {
 
 struct Shared {
     fate: Fate,
+    lane: Option<Lane>,
     /// Whose program this is; `local` names another system if the stream was moved here.
     home: SystemDir,
     local: Addr,
@@ -175,6 +176,10 @@ impl Shared {
         if self.gift().is_some_and(|gift| !gift.close()) {
             return;
         }
+        // What was kept for a reader is unread: the kernel shall see that.
+        if let Some(lane) = &self.lane {
+            lane.settle();
+        }
         match &self.fate {
             Fate::Engine { calls, token } => {
                 if !self.aborted.load(Ordering::Acquire) {
@@ -242,10 +247,15 @@ impl Stream {
         peer: Addr,
         fate: Fate,
     ) -> Self {
+        let lane = match &fate {
+            Fate::Engine { calls, token } => Lane::new(calls, *token),
+            Fate::Direct(_) | Fate::Raw => None,
+        };
         Self {
             socket: socket.into(),
             shared: Arc::new(Shared {
                 fate,
+                lane,
                 home: home.clone(),
                 local,
                 peer,
@@ -317,6 +327,10 @@ impl Stream {
             shared.mark_clean();
             shared.write_shut.store(true, Ordering::Release);
         }
+        if let Some(lane) = &shared.lane {
+            lane.settle();
+            lane.ring();
+        }
         self.socket.shutdown(how)
     }
 
@@ -341,6 +355,9 @@ impl Stream {
         }
         if let Fate::Engine { calls, token } = &shared.fate {
             calls.abort(*token);
+        }
+        if let Some(lane) = &shared.lane {
+            lane.ring();
         }
         match self.socket.shutdown(Shutdown::Both) {
             Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -373,7 +390,11 @@ impl Stream {
     /// Makes reads and writes return `WouldBlock` instead of waiting.
     pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         self.check_given()?;
-        self.socket.set_nonblocking(nonblocking)
+        self.socket.set_nonblocking(nonblocking)?;
+        if let Some(lane) = &self.shared.lane {
+            lane.set_nonblocking(nonblocking);
+        }
+        Ok(())
     }
 
     /// Reads without taking the bytes out.
@@ -401,46 +422,53 @@ impl Stream {
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         self.check_given()?;
         let wanted = !buf.is_empty();
-        match self.receive_lending(buf, flags) {
-            Ok((0, _)) if wanted => self.shared.end_of_file(),
-            Ok((n, _)) => Ok(n),
-            Err(e) => Err(self.shared.read_error(e)),
+        let plain = wanted && flags.is_empty() && !self.shared.read_shut.load(Ordering::Acquire);
+        let by_lane = match &self.shared.lane {
+            Some(lane) if plain => lane.read(self.socket.as_fd(), buf),
+            Some(lane) => {
+                lane.settle();
+                None
+            }
+            None => None,
+        };
+        let received =
+            by_lane.unwrap_or_else(|| recv(&self.socket, buf, flags).map(|(count, _)| count));
+        match received {
+            Ok(0) if wanted => self.shared.end_of_file(),
+            Ok(count) => Ok(count),
+            Err(error) => Err(self.shared.read_error(error)),
         }
     }
 
-    /// Receives; a thread that would have to wait lends itself to this process's own engine first.
-    fn receive_lending(&self, buf: &mut [u8], flags: RecvFlags) -> Result<(usize, usize), Errno> {
-        if let Fate::Engine { calls, .. } = &self.shared.fate
-            && calls.lends()
-        {
-            let mut received = None;
-            let mut attempt = || {
-                match recv(&self.socket, &mut *buf, flags | RecvFlags::DONTWAIT) {
-                    Err(Errno::AGAIN) => return false,
-                    done => received = Some(done),
-                }
-                true
-            };
-            if !attempt() && !self.is_nonblocking() {
-                calls.lend(&mut attempt);
-            }
-            if let Some(done) = received {
-                return done;
-            }
-        }
-        recv(&self.socket, buf, flags)
-    }
-
-    fn is_nonblocking(&self) -> bool {
-        fcntl_getfl(&self.socket).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+    /// Sends by the lane if there is one, else, or what has no room there, by the socket.
+    fn transmit(&self, buf: &[u8]) -> Result<usize, Errno> {
+        let shared = &self.shared;
+        let is_open = || {
+            !shared.write_shut.load(Ordering::Acquire) && !shared.aborted.load(Ordering::Acquire)
+        };
+        let by_lane = match &shared.lane {
+            Some(lane) if !buf.is_empty() => lane.write(self.socket.as_fd(), buf, is_open),
+            _ => None,
+        };
+        by_lane.unwrap_or_else(|| {
+            let count = send(&self.socket, buf, SendFlags::NOSIGNAL)?;
+            Ok(self.sent(count))
+        })
     }
 
     /// So many bytes were put into the socket.
     fn sent(&self, count: usize) -> usize {
-        if let Fate::Engine { calls, .. } = &self.shared.fate {
-            calls.sent(count);
+        if let Some(lane) = &self.shared.lane {
+            lane.socket_used(count);
         }
         count
+    }
+
+    /// Others may look at the descriptor.
+    pub(crate) fn expose(&self) {
+        if let Some(lane) = &self.shared.lane {
+            lane.expose();
+        }
     }
 
     /// What a failed write means.
@@ -512,6 +540,9 @@ impl Read for &Stream {
             return Ok(0);
         }
         self.check_given()?;
+        if let Some(lane) = &self.shared.lane {
+            lane.settle();
+        }
         match (&self.socket).read_vectored(bufs) {
             Ok(0) => self.shared.end_of_file(),
             Ok(n) => Ok(n),
@@ -526,10 +557,7 @@ impl Read for &Stream {
 impl Write for &Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.check_given()?;
-        match send(&self.socket, buf, SendFlags::NOSIGNAL) {
-            Ok(count) => Ok(self.sent(count)),
-            Err(error) => Err(self.write_error(error)),
-        }
+        self.transmit(buf).map_err(|error| self.write_error(error))
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
@@ -576,12 +604,14 @@ impl Write for Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
+        self.expose();
         self.socket.as_fd()
     }
 }
 
 impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
+        self.expose();
         self.socket.as_raw_fd()
     }
 }

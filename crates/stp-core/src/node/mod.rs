@@ -6,9 +6,11 @@
 //! - After [`Event::Fenced`] it asks for no further write.
 //!
 //! `peers.rs` follows the directory, `frames.rs` takes in what peers send, `traffic.rs` moves bytes,
+//! `lane.rs` past the programs' sockets,
 //! `sockets.rs` holds what programs ask for, `moving.rs` hands streams from node to node.
 
 mod frames;
+mod lane;
 mod load;
 mod moving;
 mod peers;

@@ -8,7 +8,7 @@ use stp_format::segment::StreamKey;
 use stp_format::{Frame, FrameBody, SegmentInfo};
 
 /// Bytes that one stream may put in a row while others wait on the same link.
-const FILL_TURN: usize = 32 << 10;
+pub(super) const FILL_TURN: usize = 32 << 10;
 /// A program that takes half its window in this time keeps up with its peer.
 const KEEPS_UP: Duration = Duration::from_millis(50);
 /// Resets of forgotten streams that wait for a segment, at the most: as many as there can be streams.
@@ -171,6 +171,19 @@ impl Node {
     /// [`Node::writable`] when it does.
     pub fn delivered(&mut self, now: Time, id: StreamId, bytes: usize, more: bool) {
         self.tick(now);
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.blocked = !more;
+        self.consumed(now, id, bytes);
+        // Turn by turn: the next delivery is another stream's.
+        if self.deliver.len() > 1 && self.deliver.front() == Some(&id) {
+            self.deliver.rotate_left(1);
+        }
+    }
+
+    /// The program has taken `bytes` of what lies in front.
+    pub(super) fn consumed(&mut self, now: Time, id: StreamId, bytes: usize) {
         let limits = self.limits();
         let Some(stream) = self.streams.get_mut(id) else {
             return;
@@ -180,7 +193,6 @@ impl Node {
         }
         stream.taken += bytes as u64;
         stream.urgent = stream.urgent.filter(|end| *end > stream.taken);
-        stream.blocked = !more;
         if stream.wants_credit() && stream.reset.is_none() {
             // A program that keeps up may be sent more ahead.
             let growth = stream
@@ -197,10 +209,6 @@ impl Node {
             stream.recv_limit = stream.recv_limit.max(stream.taken + stream.window);
             stream.pending.credit = true;
             self.queue_control(id);
-        }
-        // Turn by turn: the next delivery is another stream's.
-        if self.deliver.len() > 1 && self.deliver.front() == Some(&id) {
-            self.deliver.rotate_left(1);
         }
     }
 
@@ -281,7 +289,7 @@ impl Node {
     }
 
     /// Moves waiting control frames into the segment being filled, as far as they fit.
-    fn flush_control(&mut self, seat: usize) {
+    pub(super) fn flush_control(&mut self, seat: usize) {
         let Some(outgoing) = &mut self.links[seat].outgoing else {
             return;
         };

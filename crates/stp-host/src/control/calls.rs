@@ -14,6 +14,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stp_format::{ProcessName, SystemName};
 
+use super::lane::Lane;
+
 /// One stream's name between a program and its engine.
 ///
 /// An engine never uses a token twice, and two engines of one host practically never share one:
@@ -287,18 +289,10 @@ pub trait Calls: Send + Sync {
         let _ = gift;
     }
 
-    /// Whether [`Calls::lend`] does anything.
-    fn lends(&self) -> bool {
-        false
+    /// The way past the sockets, if the engine is in this process.
+    fn lane(&self) -> Option<&dyn Lane> {
+        None
     }
-
-    /// Lends the calling thread, which waits for something of a stream, to the engine: until `ready`, which is asked
-    /// after each step, for a moment at the most. An engine in another process needs no help.
-    fn lend(&self, _ready: &mut dyn FnMut() -> bool) {}
-
-    /// The program has put so many bytes into a stream's socket. Needed where the calling thread lends itself: the
-    /// engine's own may be away.
-    fn sent(&self, _bytes: usize) {}
 
     /// Every other node that this engine knows.
     fn peers(&self) -> io::Result<Vec<Peer>>;

@@ -8,6 +8,7 @@
 
 mod calls;
 mod client;
+pub mod lane;
 mod peer;
 mod server;
 #[cfg(test)]

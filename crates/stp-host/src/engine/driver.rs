@@ -8,6 +8,7 @@
 //! - A program's end without a mark is its death: the peer gets a reset, never a clean end.
 
 mod gifts;
+mod lane;
 pub(super) mod leave;
 mod moves;
 mod openings;
@@ -23,6 +24,7 @@ use stp_core::{
 use stp_format::{Place, SystemName};
 use stp_medium::{Completion, Medium};
 
+use self::lane::{LaneEnd, Lanes};
 use super::clock::Clock;
 use super::command::{Command, Reply};
 use super::error::connect_failure;
@@ -44,7 +46,7 @@ const PULLS_MAX: usize = 512;
 const STEP_BYTES_MAX: usize = 8 << 20;
 const SUBMISSIONS_MAX: usize = 256;
 /// A transfer of more units is a part of something large.
-const BULK_UNITS: usize = 8;
+const LARGE_UNITS: usize = 8;
 /// Reported for a storage error that carries no number: EIO.
 const ERRNO_IO: i32 = 5;
 /// Reported for a place outside the volume: EINVAL.
@@ -57,8 +59,8 @@ pub struct Step {
     pub more: bool,
     /// Nothing happened but looks at a storage that answers at once: others may want the processor.
     pub idle_look: bool,
-    /// A transfer of many units was begun.
-    pub bulk: bool,
+    /// So many transfers of many units were begun.
+    pub large: usize,
     /// The latest time of the next step, if nothing happens before.
     pub wake_at: Option<Time>,
     /// The node is over; no further step does anything.
@@ -88,6 +90,7 @@ struct Stream<S> {
     deaf: bool,
     /// Written by the program of another host that had the stream before; sent first.
     carry: VecDeque<u8>,
+    lane: LaneEnd,
 }
 
 /// A connection that a program of this host waits for.
@@ -107,7 +110,8 @@ struct Submitted {
     full: bool,
     /// The storage has completed them.
     complete: bool,
-    bulk: bool,
+    /// Those of many units.
+    large: usize,
 }
 
 #[derive(Debug)]
@@ -143,6 +147,7 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     moves: u64,
     /// The log says already that the volume has lost its end.
     lacks_told: bool,
+    lanes: Lanes,
     label: String,
     /// Last: the buffers under way belong to it.
     medium: Box<M>,
@@ -180,6 +185,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             phase: Phase::Running,
             moves: 0,
             lacks_told: false,
+            lanes: Lanes::default(),
             label,
             medium,
         }
@@ -218,16 +224,16 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Does what there is to do, within the budgets.
     pub fn step(&mut self) -> Step {
-        self.step_unless(&mut || false)
+        self.step_unless(&mut |_| false)
     }
 
     /// As [`Driver::step`], but ends early, before the storage is asked for anything new, if bytes were handed
     /// over and `ready` says that it is what the caller waits for.
-    pub fn step_unless(&mut self, ready: &mut dyn FnMut() -> bool) -> Step {
+    pub fn step_unless(&mut self, ready: &mut dyn FnMut(&mut Self) -> bool) -> Step {
         let mut step = Step {
             more: false,
             idle_look: false,
-            bulk: false,
+            large: 0,
             wake_at: None,
             over: None,
         };
@@ -246,25 +252,29 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.expire_gifts(now);
         self.expire_moves(now);
         self.drain_events(now);
+        self.expire_kept(now);
         more |= self.deliver(now);
-        if self.moves != moves && ready() {
+        if self.moves != moves && ready(self) {
             step.more = true;
             return step;
         }
+        let now = self.clock.now();
         more |= self.pull(now);
         let now = self.clock.now();
         let Submitted {
             full,
             complete,
-            bulk,
+            large,
         } = self.submit(now);
         // What delivering and submitting brought about.
         more |= full | self.drain_events(now);
+        self.tell_writers();
         self.move_on(now);
         let wake_at = [
             self.node.poll_timeout(),
             self.ports.poll_timeout(),
             self.gifts.poll_timeout(),
+            self.kept_timeout(),
             (!self.gifts.standing.is_empty()).then_some(self.journeys.sweep_at),
             self.journeys
                 .poll_timeout(|name| self.gifts.takers.iter().any(|t| t.name == *name)),
@@ -282,7 +292,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         Step {
             more: more || complete,
             idle_look: free && !more && self.moves == moves,
-            bulk,
+            large,
             wake_at: wake_at.into_iter().flatten().min(),
             over,
         }
@@ -391,16 +401,17 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     fn submit(&mut self, now: Time) -> Submitted {
         let mut submitted = 0;
-        let mut bulk = false;
+        let mut large = 0;
         while submitted < SUBMISSIONS_MAX {
             let Some(io) = self.node.poll_io(now) else {
                 break;
             };
-            bulk |= matches!(io.place, Place::Slot { .. })
-                && match &io.action {
-                    IoAction::Read(buf) => buf.units() > BULK_UNITS,
-                    IoAction::Write { units, .. } => *units > BULK_UNITS,
-                };
+            let units = match &io.action {
+                IoAction::Read(buf) => buf.units(),
+                IoAction::Write { units, .. } => *units,
+            };
+            let is_large = matches!(io.place, Place::Slot { .. }) && units > LARGE_UNITS;
+            large += usize::from(is_large);
             let (id, op) = transfer(io);
             self.medium.submit(id, op);
             submitted += 1;
@@ -411,7 +422,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         Submitted {
             full: submitted == SUBMISSIONS_MAX,
             complete: submitted > 0 && self.medium.is_inline(),
-            bulk,
+            large,
         }
     }
 
@@ -454,6 +465,13 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             let Some((id, bytes)) = self.node.poll_deliver() else {
                 return false;
             };
+            let lane = self.streams.get_mut(&id).map(|stream| &mut stream.lane);
+            let share = lane.map_or(usize::MAX, |lane| lane.share(now, bytes.len()));
+            if share == 0 {
+                self.keep_back(now, id);
+                continue;
+            }
+            let bytes = &bytes[..bytes.len().min(share)];
             let single = match bytes {
                 [byte] => Some([*byte]),
                 _ => None,
@@ -472,6 +490,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                         if taken < offered {
                             self.local.await_room(id, &mut stream.socket);
                         }
+                        stream.lane.told += 1;
                         taken.min(offered)
                     }
                     Pushed::Broken => {
@@ -600,6 +619,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             hangup: false,
             deaf: false,
             carry: VecDeque::new(),
+            lane: LaneEnd::default(),
         };
         self.verdicts.open(token);
         self.by_token.insert(token, id);
@@ -678,6 +698,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 self.service_over(now, id);
                 if let Some(stream) = self.streams.get_mut(&id) {
                     self.verdicts.decide(stream.token, Ending::Clean);
+                    stream.lane.told += 1;
                     self.local.finish(&mut stream.socket);
                 }
             }
@@ -742,6 +763,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     }
 
     fn reset_all(&mut self, reason: ResetReason) {
+        self.publish_all(self.clock.now());
         for id in self.stream_ids() {
             self.forget(id, Some(Ending::Reset(reason)));
         }

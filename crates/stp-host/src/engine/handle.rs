@@ -26,10 +26,12 @@ use super::helm::Helm;
 use super::sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
+use crate::control::lane::{Bell, Got, Lane, Put};
 use crate::control::{
     Calls, ConnectFailure, Connected, GiftId, Handed, Offer, Opening, Peer, PeerState, StreamToken,
     Taken, Verdict as CallVerdict,
 };
+use crate::forks::Moment;
 use crate::rendezvous::SystemDir;
 
 /// How long a leave waits for peers to take what closed streams still hold, unless told otherwise.
@@ -192,6 +194,8 @@ impl Shared {
 struct Engine {
     shared: Arc<Shared>,
     pid: u32,
+    /// For calls that cannot afford to ask the kernel which process this is.
+    born: Option<Moment>,
     linger: Duration,
     thread: Mutex<Option<JoinHandle<()>>>,
     thread_id: ThreadId,
@@ -241,6 +245,7 @@ pub fn start(config: EngineConfig) -> Result<EngineHandle, AttachError> {
         engine: Arc::new(Engine {
             shared: started.shared,
             pid: std::process::id(),
+            born: Moment::now(),
             linger,
             thread: Mutex::new(Some(started.thread)),
             thread_id,
@@ -513,23 +518,39 @@ impl EngineHandle {
     }
 }
 
+impl Lane for EngineHandle {
+    fn put(&self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put {
+        let shared = &self.engine.shared;
+        shared.helm.put(shared, token, bytes, written, bell)
+    }
+
+    fn take(
+        &self,
+        token: StreamToken,
+        into: &mut [u8],
+        waits: bool,
+        socket: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> Got {
+        let shared = &self.engine.shared;
+        shared.helm.take(shared, token, into, waits, socket)
+    }
+
+    fn publish(&self, token: StreamToken, from_now_on: bool) {
+        let shared = &self.engine.shared;
+        shared.helm.publish(shared, token, from_now_on);
+    }
+
+    fn socket_used(&self, bytes: usize) {
+        let shared = &self.engine.shared;
+        shared.helm.nudge(shared, bytes);
+    }
+}
+
 impl Calls for EngineHandle {
-    fn lends(&self) -> bool {
-        !self.is_foreign()
-    }
-
-    fn lend(&self, ready: &mut dyn FnMut() -> bool) {
-        if !self.is_foreign() {
-            let shared = &self.engine.shared;
-            shared.helm.lend(shared, ready);
-        }
-    }
-
-    fn sent(&self, bytes: usize) {
-        if !self.is_foreign() {
-            let shared = &self.engine.shared;
-            shared.helm.nudge(shared, bytes);
-        }
+    fn lane(&self) -> Option<&dyn Lane> {
+        let born = self.engine.born.as_ref();
+        born.is_some_and(Moment::is_same_process)
+            .then_some(self as &dyn Lane)
     }
 
     fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {

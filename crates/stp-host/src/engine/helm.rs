@@ -6,15 +6,17 @@
 //! - At most one thread drives at a time: the one that holds `core`. A loan is short ([`LOAN_MAX`]), and the
 //!   engine's thread stays away for [`AWAY_MAX`] after it, in case the program comes back at once. So everything
 //!   else of the node (other streams, heartbeats) waits for a program that does not by that much at the most.
+//! - A program's thread that reads or writes by the lane comes in for that only: it gives up at once while another
+//!   program's thread drives, which may be long at the storage, and soon if the engine's does not make room.
 //! - A program's thread makes no io_uring call for the engine: its transfers are inline. What moves in bulk is
-//!   better off with several transfers side by side, so a loan ends with the first large one.
+//!   better off with several transfers side by side, so a loan ends when that begins.
 //! - What the kernel reports once is never lost: who collects it but does not drive leaves it in `noted`.
 //! - A panic under a program's thread ends the engine with an error for all callers, as one under its own does.
 
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use stp_core::Time;
@@ -26,6 +28,8 @@ use super::error::Stopped;
 use super::handle::Shared;
 use super::sockets::HostSockets;
 use super::wait::{Noted, Wait, collect};
+use crate::control::StreamToken;
+use crate::control::lane::{Bell, Got, Put};
 use crate::rendezvous::FileLock;
 
 /// How long a program's thread drives without getting what it waits for: about as long as links are looked at
@@ -35,8 +39,20 @@ const LOAN_MAX: Duration = Duration::from_millis(2);
 const AWAY_MAX: Duration = Duration::from_millis(1);
 /// No loans for so long after bytes moved in bulk.
 const BULK_REST: Duration = Duration::from_millis(10);
-/// Writes of more bytes than this are the engine's thread's to send.
+/// Writes into a socket of more bytes than this are the engine's thread's to send.
 const NUDGE_BYTES_MAX: usize = 16 << 10;
+/// Large transfers of one loan: a message's write, the look at the answer's head and what is behind that. With more
+/// of them, bytes move in bulk.
+const LARGE_MAX: usize = 3;
+/// How often the way in is tried: at first without pause, then with one for whoever wants the processor.
+const ENTRIES_MAX: usize = 264;
+const ENTRIES_HASTY: usize = 200;
+/// How long a stream that is to be published may be held up by somebody who drives.
+const PUBLISH_MAX: Duration = Duration::from_millis(20);
+/// Looks that cost nothing but a copy, between two at what the kernel has to tell.
+const LOOKS_AT_KERNEL: u32 = 16;
+/// Such looks in vain, after which the processor is offered to others. Where there is one only, after each.
+const LOOKS_IN_VAIN: u32 = 8;
 /// Streams of a node beyond which its thread does not stay away: the others would wait for it.
 const STREAMS_MAX: u32 = 4;
 
@@ -46,6 +62,10 @@ pub(super) type HostDriver = Driver<dyn Medium, MonotonicClock, HostSockets>;
 pub(super) struct Core {
     pub(super) driver: HostDriver,
     pub(super) wait: Wait,
+    /// Steps without a look at what the kernel has to tell.
+    pub(super) blind: u32,
+    /// Looks in vain since the processor was offered to others.
+    pub(super) vain: u32,
     /// Let go of only when nothing writes into the seat any more.
     pub(super) _lock: FileLock,
 }
@@ -57,19 +77,26 @@ struct Turn {
     more: bool,
     /// Else this is when, if nothing happens before.
     wake_at: Option<Time>,
-    bulk: bool,
+    large: usize,
 }
 
 impl Core {
     /// One step, with what happened since the last one; it ends early if it brought what `ready` waits for.
-    fn turn(&mut self, shared: &Shared, ready: &mut dyn FnMut() -> bool) -> Turn {
+    fn turn(&mut self, shared: &Shared, ready: &mut dyn FnMut(&mut HostDriver) -> bool) -> Turn {
         for command in shared.take_commands() {
             self.driver.handle_command(command);
         }
         shared.helm.take_notes(|noted| self.note(noted));
+        shared
+            .helm
+            .take_readers(|token| self.driver.reader_waits(token));
         let step = self.driver.step_unless(ready);
         if step.idle_look {
-            std::thread::yield_now();
+            self.vain += 1;
+            if self.vain >= shared.helm.patience {
+                self.vain = 0;
+                std::thread::yield_now();
+            }
         }
         Turn {
             stopped: step.over.map(|over| match over {
@@ -81,12 +108,22 @@ impl Core {
             }),
             more: step.more,
             wake_at: step.wake_at,
-            bulk: step.bulk,
+            large: step.large,
         }
     }
 
     fn note(&mut self, noted: Noted) {
         self.wait.note(self.driver.local_mut(), noted);
+    }
+
+    /// Whether the program that drives is, as good as, the only one that matters.
+    fn is_alone(&self) -> bool {
+        self.driver.node().stats().streams <= STREAMS_MAX
+    }
+
+    /// Whether every thread moves as well as any, and what it moves is there at once.
+    fn is_memory(&self) -> bool {
+        self.driver.medium().wait_fd().is_none()
     }
 }
 
@@ -98,6 +135,15 @@ pub(super) struct Helm {
     /// Collected by a thread that did not drive.
     noted: Mutex<Vec<Noted>>,
     has_notes: AtomicBool,
+    /// Readers that went to the kernel without a word to the engine: another thread was driving.
+    readers: Mutex<Vec<StreamToken>>,
+    has_readers: AtomicBool,
+    /// Program's threads that want in.
+    wanted: AtomicU32,
+    /// The engine's thread sleeps, or is about to: written under the lock.
+    sleeps: AtomicBool,
+    /// Looks in vain before the processor is offered to others.
+    patience: u32,
     origin: Instant,
     /// A program's thread drives.
     lent: AtomicBool,
@@ -126,6 +172,14 @@ impl Helm {
             epoll,
             noted: Mutex::default(),
             has_notes: AtomicBool::new(false),
+            readers: Mutex::default(),
+            has_readers: AtomicBool::new(false),
+            wanted: AtomicU32::new(0),
+            sleeps: AtomicBool::new(false),
+            patience: match std::thread::available_parallelism() {
+                Ok(processors) if processors.get() > 1 => LOOKS_IN_VAIN,
+                _ => 1,
+            },
             origin: Instant::now(),
             lent: AtomicBool::new(false),
             away_until: AtomicU64::new(0),
@@ -174,6 +228,18 @@ impl Helm {
         }
     }
 
+    fn leave_reader(&self, token: StreamToken) {
+        lock(&self.readers).push(token);
+        self.has_readers.store(true, Ordering::Release);
+    }
+
+    fn take_readers(&self, reader: impl FnMut(StreamToken)) {
+        if self.has_readers.swap(false, Ordering::AcqRel) {
+            let readers = std::mem::take(&mut *lock(&self.readers));
+            readers.into_iter().for_each(reader);
+        }
+    }
+
     // --- the engine's own thread
 
     /// Drives to the end.
@@ -181,6 +247,9 @@ impl Helm {
         let mut events = Vec::new();
         loop {
             self.await_turn();
+            if self.wanted.load(Ordering::Relaxed) > 0 {
+                std::thread::yield_now();
+            }
             let mut guard = lock(&self.core);
             if let Some(text) = lock(&self.panicked).take() {
                 return Stopped::Panicked(text);
@@ -189,7 +258,7 @@ impl Helm {
                 return Stopped::Left;
             };
             core.driver.medium_mut().set_inline(false);
-            let turn = core.turn(shared, &mut || false);
+            let turn = core.turn(shared, &mut |_| false);
             if let Some(stopped) = turn.stopped {
                 return stopped;
             }
@@ -201,8 +270,10 @@ impl Helm {
             let collected = match waits {
                 Ok(true) => {
                     // Whoever lends itself meanwhile can drive.
+                    self.sleeps.store(true, Ordering::SeqCst);
                     drop(guard);
                     let collected = collect(&self.epoll, None, &mut events);
+                    self.sleeps.store(false, Ordering::SeqCst);
                     self.leave_notes(&events);
                     collected
                 }
@@ -250,53 +321,191 @@ impl Helm {
 
     // --- a program's thread
 
-    /// Drives until `ready`, for a moment at the most. Nothing if another thread lends itself already, if bytes
-    /// move in bulk, or if the program only receives: then the engine's thread reads ahead of it.
-    pub(super) fn lend(&self, shared: &Shared, ready: &mut dyn FnMut() -> bool) {
-        if !self.wrote.load(Ordering::Relaxed) {
-            if self.is_away() {
-                self.call_back();
+    /// The engine, unless another program's thread drives it or the engine's does not make room.
+    fn enter(&self) -> Option<MutexGuard<'_, Option<Core>>> {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        let mut entered = None;
+        for entry in 0..ENTRIES_MAX {
+            match self.core.try_lock() {
+                Ok(guard) => entered = Some(guard),
+                Err(TryLockError::Poisoned(error)) => entered = Some(error.into_inner()),
+                Err(TryLockError::WouldBlock) if self.lent.load(Ordering::Relaxed) => {}
+                Err(TryLockError::WouldBlock) => {
+                    match entry < ENTRIES_HASTY {
+                        true => std::hint::spin_loop(),
+                        false => std::thread::yield_now(),
+                    }
+                    continue;
+                }
             }
-            return;
+            break;
         }
-        if self.now() < self.rest_until.load(Ordering::Relaxed)
-            || self.lent.swap(true, Ordering::SeqCst)
-        {
-            return;
-        }
-        let mut got = false;
-        self.guarded(|| {
-            got = self.steer(shared, LOAN_MAX, ready);
-        });
-        if got {
-            self.wrote.store(false, Ordering::Relaxed);
-        }
-        self.hand_back(shared, got);
+        self.wanted.fetch_sub(1, Ordering::Relaxed);
+        entered
     }
 
-    /// The program has just sent so many bytes: if the engine's thread is away, they are taken now.
+    /// See [`Lane::put`](crate::control::lane::Lane::put).
+    pub(super) fn put(
+        &self,
+        shared: &Shared,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+        bell: &Arc<Bell>,
+    ) -> Put {
+        let Some(mut guard) = self.enter() else {
+            return Put::Refused;
+        };
+        let Some(core) = guard.as_mut() else {
+            return Put::Refused;
+        };
+        let mut put = Put::Refused;
+        self.guarded(|| {
+            put = core.driver.put(token, bytes, written, bell);
+            let whole = put == Put::All;
+            // A second write before an answer: the program does not wait for one.
+            let again = self.wrote.swap(whole, Ordering::Relaxed);
+            if whole && !core.driver.is_step_due(token) {
+                return;
+            }
+            let away = self.is_away();
+            if whole && (core.is_memory() || (away && !again)) {
+                self.send(shared, core);
+                if away && core.is_alone() {
+                    return self.stay_away();
+                }
+                if !away && !self.sleeps.load(Ordering::SeqCst) {
+                    return;
+                }
+            }
+            self.rouse(shared);
+        });
+        put
+    }
+
+    /// One step by a program's thread, for the sake of what it has just written.
+    fn send(&self, shared: &Shared, core: &mut Core) {
+        let lent = self.lent.swap(true, Ordering::SeqCst);
+        core.driver.medium_mut().set_inline(true);
+        core.turn(shared, &mut |_| false);
+        self.lent.store(lent, Ordering::SeqCst);
+    }
+
+    /// See [`Lane::take`](crate::control::lane::Lane::take).
+    pub(super) fn take(
+        &self,
+        shared: &Shared,
+        token: StreamToken,
+        into: &mut [u8],
+        waits: bool,
+        socket: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> Got {
+        let Some(mut guard) = self.enter() else {
+            if waits {
+                self.leave_reader(token);
+            }
+            return Got::Nothing;
+        };
+        let Some(core) = guard.as_mut() else {
+            return Got::Nothing;
+        };
+        let mut got = Got::Nothing;
+        let mut lent = false;
+        self.guarded(|| {
+            got = core.driver.take_into(token, into, socket);
+            if got != Got::Nothing || !waits {
+                if core.driver.is_step_due(token) {
+                    self.rouse(shared);
+                }
+                return;
+            }
+            if !self.may_lend(core) || self.lent.swap(true, Ordering::SeqCst) {
+                core.driver.reader_waits(token);
+                return self.rouse_from_away();
+            }
+            lent = true;
+            core.driver.reader_drives(token);
+            self.steer(shared, core, LOAN_MAX, &mut |driver| {
+                got = driver.take_into(token, into, socket);
+                got != Got::Nothing
+            });
+            match got {
+                Got::Nothing => core.driver.reader_waits(token),
+                _ => core.driver.reader_leaves(token),
+            }
+        });
+        let come_again = got != Got::Nothing && guard.as_ref().is_some_and(Core::is_alone);
+        drop(guard);
+        if lent {
+            if come_again {
+                self.wrote.store(false, Ordering::Relaxed);
+            }
+            self.hand_back(shared, come_again);
+        }
+        got
+    }
+
+    /// See [`Lane::publish`](crate::control::lane::Lane::publish).
+    pub(super) fn publish(&self, shared: &Shared, token: StreamToken, from_now_on: bool) {
+        let until = Instant::now() + PUBLISH_MAX;
+        loop {
+            if let Some(mut guard) = self.enter() {
+                if let Some(core) = guard.as_mut() {
+                    self.guarded(|| core.driver.publish(token, from_now_on));
+                }
+                return self.rouse(shared);
+            }
+            if Instant::now() >= until {
+                // Whoever drives is at the storage for long, and nothing comes from there.
+                return self.leave_reader(token);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether a program's thread that waits may drive. Not if bytes move in bulk, or if the program only receives:
+    /// then the engine's thread reads ahead of it. In memory nobody gets ahead.
+    fn may_lend(&self, core: &Core) -> bool {
+        core.is_memory()
+            || (self.wrote.load(Ordering::Relaxed)
+                && self.now() >= self.rest_until.load(Ordering::Relaxed))
+    }
+
+    /// The engine's thread is wanted, wherever it is.
+    fn rouse(&self, shared: &Shared) {
+        self.rouse_from_away();
+        if self.sleeps.load(Ordering::SeqCst) {
+            shared.kick();
+        }
+    }
+
+    fn rouse_from_away(&self) {
+        if self.is_away() || self.is_parked.load(Ordering::SeqCst) {
+            self.call_back();
+        }
+    }
+
+    /// The program has just written so many bytes into a socket: if the engine's thread is away, they are taken now.
     pub(super) fn nudge(&self, shared: &Shared, bytes: usize) {
         let small = bytes <= NUDGE_BYTES_MAX;
-        // A second write before an answer: the program does not wait for one.
-        let again = self.wrote.load(Ordering::Relaxed);
-        if again != small {
-            self.wrote.store(small, Ordering::Relaxed);
-        }
+        let again = self.wrote.swap(small, Ordering::Relaxed);
         if !self.is_away() {
             return;
         }
         if again || !small {
-            self.call_back();
-            return;
+            return self.call_back();
         }
         if self.lent.swap(true, Ordering::SeqCst) {
             return;
         }
-        let mut got = false;
+        let mut alone = false;
         self.guarded(|| {
-            got = self.steer(shared, Duration::ZERO, &mut || true);
+            if let Some(core) = lock(&self.core).as_mut() {
+                self.steer(shared, core, Duration::ZERO, &mut |_| true);
+                alone = core.is_alone();
+            }
         });
-        self.hand_back(shared, got);
+        self.hand_back(shared, alone);
     }
 
     /// Runs the engine in a stranger's thread, which its panics must not reach.
@@ -307,12 +516,17 @@ impl Helm {
         }
     }
 
+    /// The engine's thread stays away for a while.
+    fn stay_away(&self) {
+        let until = self.in_future(AWAY_MAX);
+        self.away_until.store(until, Ordering::SeqCst);
+    }
+
     /// Ends a loan. If the program will `come_again`, the engine's thread stays away for a while.
     fn hand_back(&self, shared: &Shared, come_again: bool) {
         let stays_away = come_again && lock(&self.panicked).is_none();
         if stays_away {
-            let until = self.in_future(AWAY_MAX);
-            self.away_until.store(until, Ordering::SeqCst);
+            self.stay_away();
         }
         self.lent.store(false, Ordering::SeqCst);
         if !stays_away {
@@ -324,44 +538,47 @@ impl Helm {
         }
     }
 
-    /// Drives until `ready` or until the time is over, at least one step. Whether it was ready, and the program
-    /// is the only one that matters.
-    fn steer(&self, shared: &Shared, time: Duration, ready: &mut dyn FnMut() -> bool) -> bool {
-        let mut guard = lock(&self.core);
-        let Some(core) = guard.as_mut() else {
-            return false;
-        };
+    /// Drives until `ready` or until the time is over, at least one step.
+    fn steer(
+        &self,
+        shared: &Shared,
+        core: &mut Core,
+        time: Duration,
+        ready: &mut dyn FnMut(&mut HostDriver) -> bool,
+    ) {
         core.driver.medium_mut().set_inline(true);
         let until = core.driver.now() + time;
         let mut events = Vec::new();
         let mut wait = Duration::ZERO;
+        let mut large = 0;
         loop {
-            if collect(&self.epoll, Some(wait), &mut events).is_err() {
-                return false;
+            core.blind += 1;
+            if !wait.is_zero() || !core.is_memory() || core.blind >= LOOKS_AT_KERNEL {
+                core.blind = 0;
+                if collect(&self.epoll, Some(wait), &mut events).is_err() {
+                    return;
+                }
+                events.drain(..).for_each(|noted| core.note(noted));
             }
-            events.drain(..).for_each(|noted| core.note(noted));
             let mut is_ready = false;
-            let turn = core.turn(shared, &mut || {
-                is_ready = ready();
+            let turn = core.turn(shared, &mut |driver| {
+                is_ready = ready(driver);
                 is_ready
             });
             // What ends the engine, its own thread finds out again and reports.
-            if turn.stopped.is_some() {
-                return false;
+            if turn.stopped.is_some() || is_ready || ready(&mut core.driver) {
+                return;
             }
-            if is_ready || ready() {
-                return core.driver.node().stats().streams <= STREAMS_MAX;
-            }
-            // A medium without a choice moves as well by this thread as by any.
-            if turn.bulk && core.driver.medium().wait_fd().is_some() {
+            large += turn.large;
+            if large > LARGE_MAX && !core.is_memory() {
                 let rest = self.in_future(BULK_REST);
                 self.rest_until.store(rest, Ordering::Relaxed);
                 self.wrote.store(false, Ordering::Relaxed);
-                return false;
+                return;
             }
             let now = core.driver.now();
             if now >= until {
-                return false;
+                return;
             }
             wait = match turn.more {
                 true => Duration::ZERO,

@@ -97,6 +97,10 @@ pub trait LocalSide {
     fn is_hung_up(&mut self, socket: &Self::Socket) -> bool;
     /// Whether the program, which is gone, left received bytes unread.
     fn has_left_unread(&mut self, socket: &Self::Socket) -> bool;
+    /// Whether nothing that the program wrote waits in its socket, and more may come: then its bytes may go past it.
+    fn is_drained(&mut self, _socket: &Self::Socket) -> bool {
+        false
+    }
     /// Whether the program can send no more, as of now.
     fn is_write_shut(&mut self, socket: &Self::Socket) -> bool;
     /// Another copy of a program's end.

@@ -316,6 +316,14 @@ impl LocalSide for HostSockets {
         seen.is_some_and(|seen| seen.intersects(PollFlags::RDHUP | PollFlags::HUP))
     }
 
+    fn is_drained(&mut self, socket: &HostSocket) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = socket
+            .fd()
+            .map(|fd| rustix::net::recv(fd, &mut [0; 1], flags));
+        matches!(peeked, Some(Err(Errno::AGAIN)))
+    }
+
     fn copy_handle(&mut self, handle: &OwnedFd) -> io::Result<OwnedFd> {
         handle.try_clone()
     }

@@ -134,6 +134,8 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
         Core {
             driver,
             wait,
+            blind: 0,
+            vain: 0,
             _lock: lock,
         },
         shared,

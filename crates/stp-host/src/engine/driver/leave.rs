@@ -19,6 +19,7 @@ pub(in crate::engine) const LEAVE_MAX: Duration = Duration::from_secs(5);
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     /// Takes the ports back, resets what programs still hold open, lets what they closed deliver.
     pub(super) fn begin_leave(&mut self, now: Time, deadline: Time) {
+        self.publish_all(now);
         let mut ports: Vec<u16> = self.ports.by_number.keys().copied().collect();
         ports.sort_unstable();
         for port in ports {

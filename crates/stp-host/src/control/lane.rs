@@ -1,0 +1,136 @@
+//! The lane: the way of a stream's bytes past its socket, between a program's memory and an engine in the same process.
+//!
+//! - It is never the only way: whatever it refuses goes by the socket, and what no reader waits for is put there.
+//! - Both ways together keep the order. Into the program: the engine counts what it sends into the socket, so a reader
+//!   that found it empty knows that it still is. Out of it: the program counts what it writes into the socket, *after*
+//!   each write, so an engine that reads the count and then finds the socket empty knows that it is until the
+//!   count changes. A program whose descriptor others may write to uses the socket alone.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::thread::futex;
+use rustix::time::Timespec;
+
+use std::sync::Arc;
+
+use super::StreamToken;
+
+/// What came of [`Lane::put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// All bytes are the engine's.
+    All,
+    /// So many are; the bell rings when there may be room for more. It has not rung since `ticket`.
+    Full {
+        /// How many.
+        taken: usize,
+        /// For [`Bell::wait`].
+        ticket: u32,
+    },
+    /// The lane is not to be used now: by the socket.
+    Refused,
+}
+
+/// What came of [`Lane::take`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Got {
+    /// So many bytes, at least one.
+    Bytes(usize),
+    /// The socket had something.
+    Socket,
+    /// Nothing: by the socket.
+    Nothing,
+}
+
+/// The lanes of an engine in this process.
+pub trait Lane {
+    /// Takes bytes that a program writes. `written`: how often the program has written into the socket itself.
+    fn put(&self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put;
+
+    /// Moves what has arrived into a program's memory. `socket` receives from the socket, without waiting, and says
+    /// whether there was anything, an end or an error included; it is asked first wherever it may have something. If
+    /// the caller `waits`, its thread drives the engine for a moment, where that helps, and is told by the socket from
+    /// then on.
+    fn take(
+        &self,
+        token: StreamToken,
+        into: &mut [u8],
+        waits: bool,
+        socket: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> Got;
+
+    /// Everything that has arrived, or will, goes into the socket at once, `from_now_on` or this once: somebody may
+    /// look at it there.
+    fn publish(&self, token: StreamToken, from_now_on: bool);
+
+    /// So many bytes were written into a stream's socket: the engine's thread may be away.
+    fn socket_used(&self, bytes: usize);
+}
+
+/// What a writer without room waits for.
+#[derive(Debug, Default)]
+pub struct Bell(AtomicU32);
+
+impl Bell {
+    /// How often it has rung.
+    pub fn ticket(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Wakes everybody who waits.
+    pub fn ring(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+        // It fails for an address that is none only.
+        let _ = futex::wake(&self.0, futex::Flags::PRIVATE, u32::MAX);
+    }
+
+    /// Waits until it rings, unless it has since `ticket`. Interrupted by signals as a write into a socket is:
+    /// without a time-out the kernel goes on where it shall.
+    pub fn wait(&self, ticket: u32, timeout: Option<Duration>) -> Result<(), Errno> {
+        let timeout = timeout.map(|timeout| Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        });
+        match futex::wait(&self.0, futex::Flags::PRIVATE, ticket, timeout.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Who waits; its end rings the bell, so that nobody waits for a stream that is gone.
+#[derive(Debug)]
+pub(crate) struct Ringer(Arc<Bell>);
+
+impl Ringer {
+    pub(crate) fn new(bell: &Arc<Bell>) -> Self {
+        Self(Arc::clone(bell))
+    }
+
+    pub(crate) fn is_for(&self, bell: &Arc<Bell>) -> bool {
+        Arc::ptr_eq(&self.0, bell)
+    }
+}
+
+impl Drop for Ringer {
+    fn drop(&mut self) {
+        self.0.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_that_has_rung_is_not_waited_for() {
+        let bell = Arc::new(Bell::default());
+        let ticket = bell.ticket();
+        drop(Ringer::new(&bell));
+        assert_eq!(bell.wait(ticket, None), Ok(()));
+        let short = Some(Duration::from_millis(1));
+        assert_eq!(bell.wait(bell.ticket(), short), Err(Errno::TIMEDOUT));
+    }
+}

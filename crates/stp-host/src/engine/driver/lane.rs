@@ -1,0 +1,305 @@
+//! The lane: bytes between the programs' memory and the node, past their sockets.
+//!
+//! - Bytes go past a socket only while nothing of the same direction is in it. Into the program: `told` counts what was
+//!   sent into the socket, and a reader that found it empty at that count need not look again. Out of it: the
+//!   program counts its own writes into the socket.
+//! - What has arrived may be kept for a reader that comes by the lane, never longer than [`KEEP`] after the last one
+//!   came: then it goes into the socket, and so it does at once where somebody else may look at that.
+//! - A reader that waits in the kernel is told by the socket: with the first bytes of a large piece, the rest is kept.
+//! - A writer waits for room only while its stream stands: its place in the stream rings its bell when it goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stp_core::{StreamId, Time};
+use stp_medium::Medium;
+
+use super::Driver;
+use crate::control::StreamToken;
+use crate::control::lane::{Bell, Got, Put, Ringer};
+use crate::engine::clock::Clock;
+use crate::engine::local::LocalSide;
+
+/// How long bytes are kept for a reader that has come by the lane.
+const KEEP: Duration = Duration::from_millis(2);
+/// A piece that is larger than this is not put into the socket as a whole for a reader that waits there.
+const WHOLE_MAX: usize = 16 << 10;
+/// What of it is.
+const FIRST_BYTES: usize = 4096;
+
+/// Where a stream's reader is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Reader {
+    /// Unknown.
+    #[default]
+    Away,
+    /// It drives, and looks for itself after each step.
+    Driving,
+    /// In the kernel, at the socket.
+    Waiting,
+}
+
+/// The engine's end of a stream's lane.
+#[derive(Debug, Default)]
+pub(super) struct LaneEnd {
+    /// How often something was sent into the socket, its end included.
+    pub(super) told: u64,
+    /// What `told` was when a reader found the socket empty.
+    empty_at: Option<u64>,
+    /// How often the program had written into the socket when that was found empty.
+    drained_at: Option<u64>,
+    reader: Reader,
+    keep_until: Time,
+    /// In the driver's list of streams whose bytes are kept.
+    kept: bool,
+    /// Nothing is kept any more.
+    public: bool,
+    /// Waits for room.
+    writer: Option<Ringer>,
+}
+
+impl LaneEnd {
+    /// How much of a piece that has arrived goes into the socket now.
+    pub(super) fn share(&mut self, now: Time, bytes: usize) -> usize {
+        match self.reader {
+            Reader::Driving => 0,
+            _ if self.public => usize::MAX,
+            Reader::Away if now < self.keep_until => 0,
+            Reader::Away => usize::MAX,
+            Reader::Waiting => {
+                self.reader = Reader::Away;
+                if bytes <= WHOLE_MAX {
+                    return usize::MAX;
+                }
+                self.keep_until = now + KEEP;
+                FIRST_BYTES
+            }
+        }
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.reader != Reader::Driving && self.keep_until <= now
+    }
+}
+
+/// The streams whose lanes wait for something.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    kept: Vec<StreamId>,
+    writers: Vec<StreamId>,
+}
+
+/// Where a stream's bytes from the program stand.
+enum Way {
+    /// None is on its way by the socket.
+    Free,
+    /// Some are, and there is no room for them.
+    Behind,
+    /// By the socket only.
+    Socket,
+}
+
+impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
+    /// Takes bytes that the program writes, as many as there is room for. `written`: how often it has written into
+    /// the socket. Without room the bell rings when there is some.
+    pub fn put(&mut self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put {
+        let now = self.clock.now();
+        let Some(&id) = self.by_token.get(&token) else {
+            return Put::Refused;
+        };
+        let taken = match self.way_from(now, id, written) {
+            Way::Free => self.node.put(now, id, bytes),
+            Way::Behind => 0,
+            Way::Socket => return Put::Refused,
+        };
+        if taken == bytes.len() {
+            return Put::All;
+        }
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return Put::Refused;
+        };
+        let lane = &mut stream.lane;
+        if !lane.writer.as_ref().is_some_and(|waits| waits.is_for(bell)) {
+            lane.writer = Some(Ringer::new(bell));
+        }
+        if !self.lanes.writers.contains(&id) {
+            self.lanes.writers.push(id);
+        }
+        let ticket = bell.ticket();
+        Put::Full { taken, ticket }
+    }
+
+    /// How bytes that the program writes now keep their order. What it wrote into the socket before is taken first.
+    fn way_from(&mut self, now: Time, id: StreamId, written: u64) -> Way {
+        for pulled in [false, true] {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                return Way::Socket;
+            };
+            if stream.raw || stream.finished || stream.hangup || !stream.carry.is_empty() {
+                return Way::Socket;
+            }
+            if stream.lane.drained_at == Some(written) {
+                return Way::Free;
+            }
+            if self.local.is_drained(&stream.socket) {
+                stream.lane.drained_at = Some(written);
+                return Way::Free;
+            }
+            if !pulled {
+                self.node.readable(id);
+                self.pull(now);
+            }
+        }
+        match self.node.put_room(id) {
+            0 => Way::Behind,
+            _ => Way::Socket,
+        }
+    }
+
+    /// Rings for writers whose streams have room again.
+    pub(super) fn tell_writers(&mut self) {
+        if self.lanes.writers.is_empty() {
+            return;
+        }
+        let mut writers = std::mem::take(&mut self.lanes.writers);
+        writers.retain(|id| {
+            let Some(stream) = self.streams.get_mut(id) else {
+                return false;
+            };
+            let waits = self.node.put_room(*id) == 0 && !stream.finished && !stream.hangup;
+            if !waits {
+                stream.lane.writer = None;
+            }
+            waits
+        });
+        self.lanes.writers = writers;
+    }
+
+    /// Moves what has arrived into the program's memory; see [`Lane::take`](crate::control::lane::Lane::take).
+    pub fn take_into(
+        &mut self,
+        token: StreamToken,
+        into: &mut [u8],
+        socket: &mut dyn FnMut(&mut [u8]) -> bool,
+    ) -> Got {
+        let known = self.by_token.get(&token).copied();
+        let Some((id, stream)) = known.and_then(|id| Some((id, self.streams.get_mut(&id)?))) else {
+            // It has come to its end.
+            return match socket(into) {
+                true => Got::Socket,
+                false => Got::Nothing,
+            };
+        };
+        let lane = &mut stream.lane;
+        if lane.empty_at != Some(lane.told) {
+            if socket(into) {
+                return Got::Socket;
+            }
+            lane.empty_at = Some(lane.told);
+        }
+        let now = self.clock.now();
+        match self.node.take(now, id, into) {
+            0 => Got::Nothing,
+            bytes => {
+                lane.keep_until = now + KEEP;
+                Got::Bytes(bytes)
+            }
+        }
+    }
+
+    /// A stream's reader begins to drive; what arrives is kept for it.
+    pub fn reader_drives(&mut self, token: StreamToken) {
+        self.reader_is(token, Reader::Driving);
+    }
+
+    /// A stream's reader has what it waited for.
+    pub fn reader_leaves(&mut self, token: StreamToken) {
+        self.reader_is(token, Reader::Away);
+    }
+
+    /// A stream's reader waits in the kernel: what is there, or comes, is told by the socket.
+    pub fn reader_waits(&mut self, token: StreamToken) {
+        if let Some(id) = self.reader_is(token, Reader::Waiting) {
+            self.release(id);
+        }
+    }
+
+    fn reader_is(&mut self, token: StreamToken, reader: Reader) -> Option<StreamId> {
+        let id = *self.by_token.get(&token)?;
+        self.streams.get_mut(&id)?.lane.reader = reader;
+        Some(id)
+    }
+
+    /// Whether a step is due for the sake of a stream whose bytes went past its socket.
+    pub fn is_step_due(&self, token: StreamToken) -> bool {
+        let id = self.by_token.get(&token);
+        id.is_some_and(|id| self.node.is_put_due(*id) || self.node.is_take_due(*id))
+    }
+
+    /// Puts what is kept of a stream into its socket; `from_now_on`: nothing is kept any more.
+    pub fn publish(&mut self, token: StreamToken, from_now_on: bool) {
+        let Some(&id) = self.by_token.get(&token) else {
+            return;
+        };
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.lane.public |= from_now_on;
+            stream.lane.keep_until = Time::ZERO;
+        }
+        self.release(id);
+        self.deliver(self.clock.now());
+    }
+
+    /// Puts what is kept of any stream into its socket.
+    pub(super) fn publish_all(&mut self, now: Time) {
+        for id in std::mem::take(&mut self.lanes.kept) {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.lane.keep_until = Time::ZERO;
+                stream.lane.reader = Reader::Away;
+                self.release(id);
+            }
+        }
+        self.deliver(now);
+    }
+
+    /// Leaves what has arrived where it is.
+    pub(super) fn keep_back(&mut self, now: Time, id: StreamId) {
+        self.moves += 1;
+        self.node.delivered(now, id, 0, false);
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !std::mem::replace(&mut stream.lane.kept, true)
+        {
+            self.lanes.kept.push(id);
+        }
+    }
+
+    /// Nobody has come for it in time.
+    pub(super) fn expire_kept(&mut self, now: Time) {
+        let mut at = 0;
+        while let Some(&id) = self.lanes.kept.get(at) {
+            match self.streams.get(&id) {
+                Some(stream) if !stream.lane.is_due(now) => at += 1,
+                _ => self.release(id),
+            }
+        }
+    }
+
+    /// What was kept goes into the socket with the next delivery.
+    fn release(&mut self, id: StreamId) {
+        self.lanes.kept.retain(|kept| *kept != id);
+        if let Some(stream) = self.streams.get_mut(&id)
+            && std::mem::take(&mut stream.lane.kept)
+        {
+            self.node.writable(id);
+        }
+    }
+
+    /// When what is kept goes into the sockets, unless somebody comes for it.
+    pub(super) fn kept_timeout(&self) -> Option<Time> {
+        let kept = self.lanes.kept.iter();
+        let lanes = kept.filter_map(|id| Some(&self.streams.get(id)?.lane));
+        lanes
+            .filter(|lane| lane.reader != Reader::Driving)
+            .map(|lane| lane.keep_until)
+            .min()
+    }
+}
