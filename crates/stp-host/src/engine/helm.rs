@@ -313,7 +313,8 @@ impl Helm {
     /// The engine's thread is wanted now.
     pub(super) fn call_back(&self) {
         self.away_until.store(0, Ordering::SeqCst);
-        if self.is_parked.load(Ordering::SeqCst) && !self.lent.load(Ordering::SeqCst) {
+        // Once for each time that it parks.
+        if !self.lent.load(Ordering::SeqCst) && self.is_parked.swap(false, Ordering::SeqCst) {
             *lock(&self.parked) = false;
             self.called_back.notify_one();
         }
@@ -474,7 +475,8 @@ impl Helm {
     /// The engine's thread is wanted, wherever it is.
     fn rouse(&self, shared: &Shared) {
         self.rouse_from_away();
-        if self.sleeps.load(Ordering::SeqCst) {
+        // Once for each time that it sleeps.
+        if self.sleeps.swap(false, Ordering::SeqCst) {
             shared.kick();
         }
     }
@@ -529,11 +531,12 @@ impl Helm {
             self.stay_away();
         }
         self.lent.store(false, Ordering::SeqCst);
+        let parked = self.is_parked.load(Ordering::SeqCst);
         if !stays_away {
             self.call_back();
         }
         // Its timer may have gone off unseen: from where it waits now nothing else would get it away.
-        if !self.is_parked.load(Ordering::SeqCst) {
+        if !parked {
             shared.kick();
         }
     }
