@@ -251,6 +251,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Puts what is kept of any stream into its socket.
     pub(super) fn publish_all(&mut self, now: Time) {
+        if self.lanes.kept.is_empty() {
+            return;
+        }
         for id in std::mem::take(&mut self.lanes.kept) {
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.lane.keep_until = Time::ZERO;
