@@ -386,10 +386,13 @@ impl Helm {
 
     /// One step by a program's thread, for the sake of what it has just written.
     fn send(&self, shared: &Shared, core: &mut Core) {
-        let lent = self.lent.swap(true, Ordering::SeqCst);
+        // Another's loan may just be ending: then the mark is taken back by that thread alone.
+        let mine = !self.lent.swap(true, Ordering::SeqCst);
         core.driver.medium_mut().set_inline(true);
         core.turn(shared, &mut |_| false);
-        self.lent.store(lent, Ordering::SeqCst);
+        if mine {
+            self.lent.store(false, Ordering::SeqCst);
+        }
     }
 
     /// See [`Lane::take`](crate::control::lane::Lane::take).
