@@ -157,7 +157,9 @@ impl Lane {
                 Put::Refused => break,
             };
             done += taken;
-            if self.nonblocking.load(Ordering::Acquire) {
+            // What changed before the ticket was drawn has rung already, for nobody.
+            let waits = self.is_private() && is_open();
+            if !waits || self.nonblocking.load(Ordering::Acquire) {
                 break;
             }
             let waited = self.wait(socket, ticket, &mut patience);
