@@ -77,14 +77,20 @@ fn a_host_takes_its_daemons_with_it() {
     lab.host("alpha", Net::None);
     let [alpha] = lab.hosts();
     let mark = alpha.path("daemon").display().to_string();
-    let script = "setsid sh -c 'sleep 1000; :' \"$1\" </dev/null >/dev/null 2>&1 &";
-    alpha.cmd("sh").args(["-c", script, "sh", &mark]).ok();
+    // What has not left the process group when the command ends goes with it.
+    let script = format!(
+        "setsid sh -c '{DAEMON}' \"$1\" </dev/null >/dev/null 2>&1 & until [ -e \"$1\" ]; do sleep 0.01; done"
+    );
+    alpha.cmd("sh").args(["-c", &script, "sh", &mark]).ok();
     wait_for("a daemon", stp_tests::HANG, || runs(&mark).then_some(()));
     drop(lab);
     wait_for("the daemon's end", stp_tests::HANG, || {
         (!runs(&mark)).then_some(())
     });
 }
+
+/// Says that it is there by the file that is its name.
+const DAEMON: &str = ": > \"$0\"; sleep 1000; :";
 
 /// Whether a shell whose `$0` is `mark` runs.
 fn runs(mark: &str) -> bool {
@@ -93,7 +99,7 @@ fn runs(mark: &str) -> bool {
         .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
         .any(|line| {
             let mut words = line.split(|byte| *byte == 0);
-            words.any(|word| word == b"sleep 1000; :") && words.any(|word| word == mark.as_bytes())
+            words.any(|word| word == DAEMON.as_bytes()) && words.any(|word| word == mark.as_bytes())
         })
 }
 
