@@ -8,6 +8,7 @@ use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -300,33 +301,30 @@ fn a_writer_without_room_waits_no_longer_than_it_may() {
     });
 }
 
+/// Writes without a reader, in a thread of its own, which ends with what a write failed by.
+fn write_until_it_fails(stream: &stp::Stream) -> JoinHandle<ErrorKind> {
+    let mut writer = stream.try_clone().unwrap();
+    std::thread::spawn(move || {
+        let block = vec![7; 1 << 20];
+        loop {
+            if let Err(error) = writer.write(&block) {
+                return error.kind();
+            }
+        }
+    })
+}
+
 #[test]
 fn a_writer_that_waits_is_woken_by_the_streams_end() {
     on_each(|pair| {
-        let writer = pair.ours.try_clone().unwrap();
-        let writing = std::thread::spawn(move || {
-            let block = vec![7; 1 << 20];
-            loop {
-                if let Err(error) = (&writer).write(&block) {
-                    return error.kind();
-                }
-            }
-        });
+        let writing = write_until_it_fails(&pair.ours);
         std::thread::sleep(SHORT);
         drop(pair.theirs);
         let expected = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
         assert!(expected.contains(&writing.join().unwrap()));
     });
     on_each(|pair| {
-        let writer = pair.ours.try_clone().unwrap();
-        let writing = std::thread::spawn(move || {
-            let block = vec![7; 1 << 20];
-            loop {
-                if let Err(error) = (&writer).write(&block) {
-                    return error.kind();
-                }
-            }
-        });
+        let writing = write_until_it_fails(&pair.ours);
         std::thread::sleep(SHORT);
         pair.ours.shutdown(Shutdown::Write).unwrap();
         assert_eq!(writing.join().unwrap(), ErrorKind::BrokenPipe);
