@@ -7,9 +7,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::net::sockopt::socket_peercred;
-
 use crate::rendezvous::Sharing;
+use crate::run::sys::{self, Peer};
 
 /// Whom an end of a control connection admits: its own user; an engine also the members of the group that shares
 /// its run directory, a program also that directory's owner.
@@ -24,7 +23,7 @@ pub(super) struct Admission {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stranger {
     uid: u32,
-    pid: i32,
+    pid: Option<u32>,
     ours: u32,
 }
 
@@ -50,9 +49,14 @@ impl Admission {
 
     /// Refuses the connection if its other end is not admitted.
     pub(super) fn check(self, socket: impl AsFd) -> io::Result<()> {
-        let peer = socket_peercred(socket)?;
-        let (uid, pid) = (peer.uid.as_raw(), peer.pid.as_raw_pid());
-        let member = |group| peer.gid.as_raw() == group || has_group(pid, group);
+        let Peer {
+            process: pid,
+            user: uid,
+            group: own_group,
+        } = sys::peer(socket)?;
+        // Of a process that is not seen here only its first group is known.
+        let member =
+            |group| own_group == group || pid.is_some_and(|process| has_group(process, group));
         if uid == self.uid || uid == self.owner || self.group.is_some_and(member) {
             return Ok(());
         }
@@ -63,7 +67,7 @@ impl Admission {
 }
 
 /// Whether a process that is connected has a group beside its own. The socket's mode has asked the same before.
-fn has_group(pid: i32, group: u32) -> bool {
+fn has_group(pid: u32, group: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
     groups.is_some_and(|groups| {
@@ -74,10 +78,15 @@ fn has_group(pid: i32, group: u32) -> bool {
 
 impl fmt::Display for Stranger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let process = self
+            .pid
+            .map_or("a process of another PID namespace".to_owned(), |pid| {
+                format!("process {pid}")
+            });
         write!(
             f,
-            "process {} at the other end of the control socket belongs to user {}, this is user {}: run program and engine as one user, or let the engine share its run directory with a group (--group-access)",
-            self.pid, self.uid, self.ours
+            "{process} at the other end of the control socket belongs to user {}, this is user {}: run program and engine as one user, or let the engine share its run directory with a group (--group-access)",
+            self.uid, self.ours
         )
     }
 }

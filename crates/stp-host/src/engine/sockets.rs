@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::event::PollFlags;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
@@ -26,7 +26,7 @@ use stp_format::SystemName;
 use super::local::{Delivery, LocalSide, Pulled, Pushed, Ready};
 use crate::control::StreamToken;
 use crate::rendezvous::{PeerName, PeerNameKind, SocketPath};
-use crate::run::sys;
+use crate::run::sys::{self, Next, polled};
 use tcp::{Delivered, Deliveries};
 pub(crate) use tcp::{Made, made, stream_socket};
 pub use tcp::{Names, Place};
@@ -269,9 +269,15 @@ impl LocalSide for HostSockets {
         if space.is_empty() {
             return Pulled::Empty;
         }
-        if !socket.mark_told && sys::is_at_mark(fd) {
-            socket.mark_told = true;
-            return Pulled::Mark;
+        if !socket.mark_told {
+            match sys::next(fd) {
+                Next::Nothing => return Pulled::Empty,
+                Next::Urgent => {
+                    socket.mark_told = true;
+                    return Pulled::Mark;
+                }
+                Next::Other => {}
+            }
         }
         loop {
             return match rustix::net::recv(fd, &mut *space, RecvFlags::DONTWAIT) {
@@ -414,19 +420,6 @@ fn peek_all(fd: &OwnedFd) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("its bytes cannot be read as a whole"));
     }
     Ok(bytes)
-}
-
-/// What the kernel says of a socket now.
-fn polled(fd: &OwnedFd, asked: PollFlags) -> PollFlags {
-    let mut polled = [PollFd::new(fd, asked)];
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    match rustix::event::poll(&mut polled, Some(&zero)) {
-        Ok(_) => polled[0].revents(),
-        Err(_) => PollFlags::empty(),
-    }
 }
 
 fn bind_name(fd: &OwnedFd, peer: &SystemName, port: u16, token: StreamToken) -> io::Result<()> {

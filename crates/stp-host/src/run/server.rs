@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
@@ -38,6 +37,7 @@ use super::door::Door;
 use super::listeners;
 use super::places::Places;
 use super::relay::Relays;
+use super::sys;
 use super::way::Way;
 use super::wire::{
     Answer, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
@@ -340,8 +340,8 @@ impl Room {
             if self.talks.len() >= TALKS_MAX {
                 continue; // closed: the program is told that nobody answers
             }
-            let own = rustix::process::geteuid();
-            let known = socket_peercred(&socket).is_ok_and(|peer| peer.uid == own);
+            let own = rustix::process::geteuid().as_raw();
+            let known = sys::peer(&socket).is_ok_and(|peer| peer.user == own);
             self.last_talk += 1;
             let number = self.last_talk;
             let data = EventData::new_u64(number);
@@ -404,8 +404,8 @@ impl Room {
         );
         if self.foreign.insert(theirs) {
             let talk = self.talks.get(&number);
-            let peer = talk.and_then(|talk| socket_peercred(&talk.socket).ok());
-            let process = peer.map_or(0, |peer| peer.pid.as_raw_pid());
+            let peer = talk.and_then(|talk| sys::peer(&talk.socket).ok());
+            let process = peer.and_then(|peer| peer.process);
             tracing::warn!(process, "{text}");
         }
         Answer::failed(libc::EPROTO, text)

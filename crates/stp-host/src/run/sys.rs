@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 /// Of `asm-generic/sockios.h`, which all machines that matter here share.
 const SIOCATMARK: u32 = 0x8905;
 
@@ -89,8 +91,81 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
+/// What comes next in a stream socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Nothing,
+    Urgent,
+    /// Bytes, the end, or an error: what a receive tells, which stops before the next urgent byte.
+    Other,
+}
+
+/// What comes next in a stream socket. Of an empty one the kernel knows no mark, so what is to be received is there
+/// before the mark is asked for; an urgent byte that comes later comes behind it.
+pub(crate) fn next(socket: impl AsFd) -> Next {
+    let seen = polled(&socket, PollFlags::IN | PollFlags::PRI);
+    if seen.is_empty() {
+        Next::Nothing
+    } else if seen.contains(PollFlags::PRI) && is_at_mark(&socket) {
+        Next::Urgent
+    } else {
+        Next::Other
+    }
+}
+
+/// Who connected a Unix socket, as the kernel saw it then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    /// `None` for a process that this one's PID namespace does not show, as another container's.
+    pub(crate) process: Option<u32>,
+    pub(crate) user: u32,
+    pub(crate) group: u32,
+}
+
+/// Who connected a Unix socket. (rustix takes process 0, which stands for one of another namespace, for an error.)
+pub(crate) fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let mut found = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which are there.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    match done {
+        0 => Ok(Peer {
+            process: u32::try_from(found.pid).ok().filter(|pid| *pid != 0),
+            user: found.uid,
+            group: found.gid,
+        }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What the kernel says of a socket now.
+pub(crate) fn polled(socket: impl AsFd, asked: PollFlags) -> PollFlags {
+    let mut polled = [PollFd::new(&socket, asked)];
+    let zero = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match rustix::event::poll(&mut polled, Some(&zero)) {
+        Ok(_) => polled[0].revents(),
+        // It failed, so it is not known that there is nothing.
+        Err(_) => PollFlags::ERR,
+    }
+}
+
 /// Whether the next byte of a stream socket is an urgent one.
-pub(crate) fn is_at_mark(socket: impl AsFd) -> bool {
+pub(super) fn is_at_mark(socket: impl AsFd) -> bool {
     let mut answer: libc::c_int = 0;
     // SAFETY: the kernel writes one integer, which is there.
     let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCATMARK as _, &raw mut answer) };
