@@ -4,9 +4,11 @@ mod common;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use common::{HANG, Running, World, noise};
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
 
 /// A TCP server that answers each connection by `answer`, on a thread for each.
@@ -20,6 +22,14 @@ fn server(answer: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> SocketA
         }
     });
     address
+}
+
+/// A port that nobody listens on, and nobody else can as long as the socket is there.
+fn silent_port() -> (OwnedFd, SocketAddr) {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = rustix::net::getsockname(&socket).unwrap();
+    (socket, address.try_into().unwrap())
 }
 
 /// Reads to the end, then answers with everything backwards.
@@ -115,11 +125,7 @@ fn resets_are_carried_both_ways() {
 fn a_refused_connection_harms_no_other() {
     let world = World::new();
     let _beta = exposed(&world, 80, server(backwards));
-    // A port that nobody listens on.
-    let nobody = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let (_taken, nobody) = silent_port();
     let _dead = exposed(&world, 81, nobody);
     let args = [
         "forward",
@@ -203,7 +209,12 @@ fn socks_with_names() {
 #[test]
 fn a_port_on_the_other_side() {
     let world = World::new();
-    let target = server(backwards);
+    // What nobody else on this machine answers.
+    let mine = format!("this is process {}", std::process::id());
+    let answer = mine.clone();
+    let target = server(move |mut stream| {
+        let _ = stream.write_all(answer.as_bytes());
+    });
     let spec = format!("beta:0:127.0.0.1:{}", target.port());
 
     let refused = world.start("alpha", &["forward", "-R", &spec]);
@@ -224,13 +235,17 @@ fn a_port_on_the_other_side() {
     let mut alpha = world.start("alpha", &["forward", "-R", &spec]);
     let address = local_address(&alpha.line("forward: beta:127"));
     for _ in 0..3 {
-        assert_eq!(ask(connect(address), b"there").unwrap(), b"ereht");
+        assert_eq!(ask(connect(address), b"").unwrap(), mine.as_bytes());
     }
-    // The port lives as long as the one that asked for it.
+    // The port lives as long as the one that asked for it. Then another program may have it.
     alpha.signal(Signal::TERM);
     assert_eq!(alpha.end().0, 0);
     beta.line("ended");
-    assert!(TcpStream::connect(address).is_err());
+    let later = TcpStream::connect(address).and_then(|stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        ask(stream, b"")
+    });
+    assert_ne!(later.ok().as_deref(), Some(mine.as_bytes()));
 }
 
 /// A shared engine that dies takes its connections with it, not the programs: they find the next one, and

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
@@ -295,14 +296,23 @@ impl Host {
         });
     }
 
-    /// A TCP port that is free on this host now. Hosts without namespaces share their ports.
+    /// A TCP port that nobody has on this host: below those that the kernel gives to connections by itself, and another
+    /// for each call and process, because hosts without namespaces share their ports.
     ///
     /// # Panics
     /// If the machine has no free port.
     #[must_use]
     pub fn free_tcp_port(&self) -> u16 {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        listener.local_addr().expect("address").port()
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        const RANGE: std::ops::Range<u32> = 10_000..32_000;
+        RANGE
+            .map(|_| {
+                let call = CALLS.fetch_add(1, Ordering::Relaxed);
+                let number = std::process::id().wrapping_mul(101).wrapping_add(call);
+                (RANGE.start + number % RANGE.len() as u32) as u16
+            })
+            .find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
+            .expect("a free port")
     }
 
     /// Its network namespace, after showing that no packet can have left it.

@@ -51,10 +51,8 @@ fn a_host_sees_the_end_of_its_processes_and_leaves_none() {
         (3, "out\n", "err\n")
     );
     let mark = alpha.path("sleeper").display().to_string();
-    let sleeper = alpha
-        .cmd("sh")
-        .args(["-c", "sh -c 'sleep 1000; :' \"$1\" & wait", "sh", &mark])
-        .spawn();
+    let script = format!("sh -c '{SLEEPER}' \"$1\" & wait");
+    let sleeper = alpha.cmd("sh").args(["-c", &script, "sh", &mark]).spawn();
     wait_for("a grandchild", stp_tests::HANG, || {
         runs(&mark).then_some(())
     });
@@ -79,7 +77,7 @@ fn a_host_takes_its_daemons_with_it() {
     let mark = alpha.path("daemon").display().to_string();
     // What has not left the process group when the command ends goes with it.
     let script = format!(
-        "setsid sh -c '{DAEMON}' \"$1\" </dev/null >/dev/null 2>&1 & until [ -e \"$1\" ]; do sleep 0.01; done"
+        "setsid sh -c '{SLEEPER}' \"$1\" </dev/null >/dev/null 2>&1 & until [ -e \"$1\" ]; do sleep 0.01; done"
     );
     alpha.cmd("sh").args(["-c", &script, "sh", &mark]).ok();
     wait_for("a daemon", stp_tests::HANG, || runs(&mark).then_some(()));
@@ -90,7 +88,7 @@ fn a_host_takes_its_daemons_with_it() {
 }
 
 /// Says that it is there by the file that is its name.
-const DAEMON: &str = ": > \"$0\"; sleep 1000; :";
+const SLEEPER: &str = ": > \"$0\"; sleep 1000; :";
 
 /// Whether a shell whose `$0` is `mark` runs.
 fn runs(mark: &str) -> bool {
@@ -99,7 +97,8 @@ fn runs(mark: &str) -> bool {
         .filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
         .any(|line| {
             let mut words = line.split(|byte| *byte == 0);
-            words.any(|word| word == DAEMON.as_bytes()) && words.any(|word| word == mark.as_bytes())
+            words.any(|word| word == SLEEPER.as_bytes())
+                && words.any(|word| word == mark.as_bytes())
         })
 }
 

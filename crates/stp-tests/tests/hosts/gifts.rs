@@ -101,13 +101,20 @@ fn engines_die_at_any_moment_of_a_move(kind: Kind) {
         }
     }
     let server = server.finish();
-    assert_eq!(whole(&server.text()), wholes, "{server}");
-    let broken = server.text();
-    let broken = broken
-        .lines()
-        .filter(|line| line.contains("kind=ConnectionReset"));
-    assert_eq!(broken.count(), resets, "{server}");
-    println!("{wholes} streams whole, {resets} reset");
+    let text = server.text();
+    let of_kind = |kind: &str| {
+        let served = text.lines().filter(|line| line.starts_with("served "));
+        served.filter(|line| line.contains(kind)).count()
+    };
+    let (whole, broken) = (of_kind(" whole"), of_kind("kind=ConnectionReset"));
+    assert_eq!(whole + broken, wholes + resets, "{server}");
+    // An owner may have sent and seen everything, and its engine die before the far end hears of the end.
+    let unended = of_kind("sent=3000000 received=3000000 kind=ConnectionReset");
+    assert!(
+        whole <= wholes && wholes - whole <= unended,
+        "{wholes} owners were whole: {server}"
+    );
+    println!("{wholes} streams whole at their owner, {whole} at the far end, {broken} reset");
     end(&lab);
 }
 

@@ -13,6 +13,7 @@ stories! {
     ssh_and_rsync_reach_another_system,
     a_folder_goes_through_a_pipe,
     a_broken_pipe_is_told_by_the_exit_code,
+    an_engine_in_a_container_serves_programs_outside,
 }
 
 /// Whether a program of the test is missing; then the test is a counted skip.
@@ -284,3 +285,63 @@ fn a_broken_pipe_is_told_by_the_exit_code(kind: Kind) {
     }
     end(&lab);
 }
+
+/// The engine sees other process numbers than its programs, and not theirs.
+fn an_engine_in_a_container_serves_programs_outside(kind: Kind) {
+    let hosts = ["alpha", "beta"];
+    let Some(lab) = Lab::with("an engine in a container", kind, &hosts, Net::Loopback) else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        return skip(lab.name(), "not root: no process numbers of its own");
+    }
+    let [alpha, beta] = lab.hosts();
+    let mut contained = alpha
+        .cmd("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(alpha.stp([] as [&str; 0]).program())
+        .arg("engine")
+        .spawn();
+    wait_for("a ready engine", HANG, || {
+        let ended = contained.ended();
+        assert!(ended.is_none(), "{ended:?} {}", contained.err());
+        contained.err().contains("ready").then_some(())
+    });
+    let _engine = beta.engine();
+    for command in [&["cat"][..], &["run", "--", "bash", "-c", ASK, "ask"]] {
+        let data = make_file(&alpha.path("data"), 5, 3_000_000);
+        let target = beta.path("target");
+        let mut listener = beta
+            .stp(["-v", "cat", "-l", "7000"])
+            .stdin_file(&data)
+            .stdout_file(&target)
+            .spawn();
+        wait_for("a listener", HANG, || {
+            let said = listener.err();
+            assert!(listener.ended().is_none(), "{said}");
+            said.contains("listening on").then_some(())
+        });
+        let back = alpha.path("back");
+        let (to, from) = (data.display().to_string(), back.display().to_string());
+        let sent = match command {
+            ["cat"] => alpha
+                .stp(["cat", "beta:7000"])
+                .stdin_file(&data)
+                .stdout_file(&back),
+            run => alpha.stp(run).args([&to, &from]),
+        };
+        sent.ok();
+        listener.ok();
+        for copy in [&target, &back] {
+            assert!(std::fs::read(copy).unwrap() == std::fs::read(&data).unwrap());
+        }
+    }
+    let said = contained.err();
+    assert!(!said.contains("refused"), "{said}");
+    drop(contained);
+    end(&lab);
+}
+
+/// Sends a file, takes as much into another one.
+const ASK: &str =
+    r#"exec 3<>/dev/tcp/beta.stp/7000; cat "$1" >&3 & head -c 3000000 <&3 >"$2"; wait"#;
