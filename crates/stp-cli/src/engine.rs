@@ -57,9 +57,6 @@ pub struct Args {
 
 /// Runs until a signal.
 pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
-    if args.detach {
-        return crate::run::detach(global);
-    }
     let system = global.system_name()?;
     let spec = global.volume_spec()?;
     let looked_at = stp_host::volume::open_read_only(&spec).map_err(CliError::new)?;
@@ -72,6 +69,9 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let dir = run_dir
         .system(superblock.volume, &system)
         .map_err(CliError::new)?;
+    if args.detach {
+        return crate::run::detach(global, &dir);
+    }
     // Before there is a second thread.
     let private = stp_host::run::namespace::ensure(&dir).map_err(CliError::new);
     if args.keep {

@@ -25,6 +25,8 @@ use crate::{CliError, Global};
 /// How long an engine may take to be ready: a seat of a storage without locks is claimed by waiting, and a busy storage is
 /// slow.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// How long an engine that somebody else started may serve without a door.
+const DOOR_MAX: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 /// An engine that `stp run` started leaves when nobody has used it for so long.
 pub(crate) const IDLE_EXIT: Duration = Duration::from_secs(30);
@@ -52,33 +54,31 @@ pub(super) fn ensure(global: &Global, dir: &SystemDir, client: &Client) -> Resul
         Err(error) => return Err(CliError::new(error)),
     }
     let log = dir.engine_log();
-    let idle = dir.lock_engine().map_err(CliError::new)?.is_some();
-    if idle {
-        start(global, dir)?;
-    }
-    let give_up = Instant::now() + READY_MAX;
+    let begun = Instant::now();
+    let mut started = false;
     loop {
         match client.hello() {
             Ok(hello) => return Ok(hello),
             Err(Error::NoEngine(_)) => {}
             Err(error) => return Err(CliError::new(error)),
         }
+        let kept = dir.has_keeper().map_err(CliError::new)?;
+        let engine = dir.has_engine().map_err(CliError::new)?;
+        if !kept && !engine && !started {
+            start(global, dir)?;
+            started = true;
+            continue;
+        }
         // Without a keeper nobody will start one any more.
-        let kept = dir.lock_keeper().map_err(CliError::new)?.is_none();
-        let engine = dir.lock_engine().map_err(CliError::new)?.is_none();
-        if !kept && !engine && Instant::now() + READY_MAX > give_up + Duration::from_secs(1) {
+        if !kept && !engine || begun.elapsed() >= READY_MAX {
             return Err(why_not(dir, &log));
         }
-        if !idle && engine && !kept && Instant::now() + READY_MAX > give_up + Duration::from_secs(5)
-        {
+        if !kept && begun.elapsed() >= DOOR_MAX {
             return Err(CliError::new(format_args!(
                 "the engine of system {} has no door for `stp run`",
                 dir.system()
             ))
             .remedy("its own message says why; often: `ip link set lo up`, then start it again"));
-        }
-        if Instant::now() >= give_up {
-            return Err(why_not(dir, &log));
         }
         thread::sleep(LOOK);
     }
@@ -142,11 +142,18 @@ fn quiet(command: &mut Command, log: File) -> io::Result<()> {
     Ok(())
 }
 
-/// The first process: starts the keeper and is done.
-pub(crate) fn detach(global: &Global) -> Result<(), CliError> {
+/// The first process: starts the keeper and is done. The keeper's standard input is the lock of its office, so that
+/// whoever sees this process end well finds the lock held as long as the keeper lives.
+pub(crate) fn detach(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
+    let Some(lock) = dir.lock_keeper().map_err(CliError::new)? else {
+        return Ok(()); // another one was faster
+    };
     let mut command = engine_command(global)?;
     // Its own group: what the terminal sends to the program is not for it.
-    command.arg("--keep").stdin(Stdio::null()).process_group(0);
+    command
+        .arg("--keep")
+        .stdin(lock.into_file())
+        .process_group(0);
     command
         .spawn()
         .map(drop)
@@ -155,14 +162,13 @@ pub(crate) fn detach(global: &Global) -> Result<(), CliError> {
 
 /// The keeper: starts the engine, and starts it again when it dies.
 pub(crate) fn keep(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
-    let Some(_lock) = dir.lock_keeper().map_err(CliError::new)? else {
-        return Ok(()); // another one was faster
-    };
     let (mut failures, mut pause) = (0, PAUSE_MIN);
     loop {
         let begun = Instant::now();
         let mut command = engine_command(global)?;
+        // The lock is not for the engine.
         let status = command
+            .stdin(Stdio::null())
             .status()
             .map_err(|error| CliError::new(format_args!("cannot start an engine: {error}")))?;
         if status.success() {

@@ -5,6 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -13,6 +14,9 @@ use stp_format::{SystemName, VolumeId};
 use super::ports::is_held;
 
 /// How often a `host-id` that is not yet whole is read again.
+/// How often, and how far apart, a lock is tried that others may only look at.
+const LOOKS_MAX: u32 = 20;
+const LOOK: Duration = Duration::from_millis(5);
 const HOST_ID_TRIES_MAX: u32 = 50;
 
 /// Why a run directory cannot be used. Each names the directory and what to do.
@@ -469,14 +473,32 @@ impl SystemDir {
         fs::rename(&new, &path)
     }
 
-    /// The lock of the one shared engine; `None` if one runs.
+    /// The lock of the one shared engine, for that engine; `None` if one runs.
     pub fn lock_engine(&self) -> io::Result<Option<FileLock>> {
-        FileLock::try_take(&self.path.join("engine.lock"))
+        FileLock::try_keep(&self.engine_lock())
     }
 
-    /// The lock of the one process that keeps a shared engine alive; `None` if one runs.
+    /// Whether a shared engine runs.
+    pub fn has_engine(&self) -> io::Result<bool> {
+        Ok(FileLock::try_take(&self.engine_lock())?.is_none())
+    }
+
+    fn engine_lock(&self) -> PathBuf {
+        self.path.join("engine.lock")
+    }
+
+    /// The lock of the one process that keeps a shared engine alive, for that process; `None` if one runs.
     pub fn lock_keeper(&self) -> io::Result<Option<FileLock>> {
-        FileLock::try_take(&self.path.join("keeper.lock"))
+        FileLock::try_keep(&self.keeper_lock())
+    }
+
+    /// Whether a process keeps a shared engine alive.
+    pub fn has_keeper(&self) -> io::Result<bool> {
+        Ok(FileLock::try_take(&self.keeper_lock())?.is_none())
+    }
+
+    fn keeper_lock(&self) -> PathBuf {
+        self.path.join("keeper.lock")
     }
 
     /// The lock of seat `seat`, held by a node of this host for life; `None` if another node holds it.
@@ -500,7 +522,7 @@ fn new_file() -> OpenOptions {
 /// A lock on a file that the kernel gives back when its holder is gone. The file itself stays.
 #[derive(Debug)]
 pub struct FileLock {
-    _file: File,
+    file: File,
 }
 
 impl FileLock {
@@ -532,7 +554,7 @@ impl FileLock {
             match flock(&file, FlockOperation::LockExclusive) {
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
             }
         }
     }
@@ -543,8 +565,24 @@ impl FileLock {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e.into()),
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
         }
+    }
+
+    /// The same for whoever means to keep it: one that only looks whether it is held has it for a moment, too.
+    fn try_keep(path: &Path) -> io::Result<Option<Self>> {
+        for _ in 0..LOOKS_MAX {
+            if let Some(lock) = Self::try_take(path)? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Self::try_take(path)
+    }
+
+    /// The file, which holds the lock as long as any process has it open.
+    pub fn into_file(self) -> File {
+        self.file
     }
 }
 

@@ -10,7 +10,8 @@ use crate::{end, serve, stories, whole};
 
 stories! {
     a_stream_moves_to_another_system_and_its_giver_is_not_needed_any_more,
-    engines_die_at_any_moment_of_a_move,
+    the_givers_engine_dies_at_any_moment_of_a_move,
+    the_takers_engine_dies_at_any_moment_of_a_move,
     programs_of_one_system_hand_a_stream_on,
 }
 
@@ -57,15 +58,29 @@ fn a_stream_moves_to_another_system_and_its_giver_is_not_needed_any_more(kind: K
     end(&lab);
 }
 
+fn the_givers_engine_dies_at_any_moment_of_a_move(kind: Kind) {
+    engines_die("the giver's engine dies", kind, Victim::Giving);
+}
+
+fn the_takers_engine_dies_at_any_moment_of_a_move(kind: Kind) {
+    engines_die("the taker's engine dies", kind, Victim::Taking);
+}
+
+#[derive(Clone, Copy)]
+enum Victim {
+    Giving,
+    Taking,
+}
+
 /// Round by round an engine is killed a little later after the stream was given. Whatever the moment, either the
 /// giver or the taker has the stream and ends it whole, or the far end sees a reset: never a clean end too early, never
 /// two owners.
-fn engines_die_at_any_moment_of_a_move(kind: Kind) {
-    let Some(lab) = three("engines die in a move", kind) else {
+fn engines_die(name: &str, kind: Kind, victim: Victim) {
+    let Some(lab) = three(name, kind) else {
         return;
     };
     let [alpha, beta, gamma] = lab.hosts();
-    let rounds = 8;
+    let rounds = 4;
     let _engine = beta.engine();
     let mut server = serve(beta, &format!("7000 --streams {rounds}"));
     let (mut wholes, mut resets) = (0, 0);
@@ -76,11 +91,11 @@ fn engines_die_at_any_moment_of_a_move(kind: Kind) {
         wait_line(&mut taker, "waiting");
         let mut giver = gift(alpha, &format!("give beta:7000 gamma/heir {plan}")).spawn();
         wait_line(&mut giver, "given");
-        std::thread::sleep(Duration::from_millis(40 * (round / 2)));
+        std::thread::sleep(Duration::from_millis(40 * round));
         let [giving, taking] = victims;
-        match round % 2 {
-            0 => giving.crash(),
-            _ => taking.crash(),
+        match victim {
+            Victim::Giving => giving.crash(),
+            Victim::Taking => taking.crash(),
         }
         let (giver, taker) = (giver.finish(), taker.finish());
         let owners = whole(&giver.text()) + whole(&taker.text());
