@@ -10,4 +10,5 @@ pub mod engine;
 pub mod forks;
 pub mod rendezvous;
 pub mod run;
+mod sync;
 pub mod volume;

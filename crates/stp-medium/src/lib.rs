@@ -25,6 +25,7 @@ mod storage;
 mod sys;
 pub mod trace;
 mod uring;
+mod words;
 
 pub use mapped::is_device_memory;
 pub use spec::{Access, IoChoice, Kind, OpenError, OpenOptions, SpecError, VolumeSpec, open};
@@ -33,6 +34,11 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use stp_format::{Geometry, Place, SeatId, UnitBuf};
+
+/// Atomics under one name: a test puts others in their place.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+}
 
 /// Ties a completion to its operation; the caller chooses it, unique among those under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -20,21 +20,18 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use stp_format::{Geometry, SeatId};
 
 use crate::storage::{Writable, locate};
+use crate::words::{self, WORD_BYTES};
 use crate::{Completion, Medium, Op, OpId, SeatLock, lock};
 
 /// Operations handed over between two kicks beyond which nothing is gained.
 const DEPTH: usize = 64;
-const WORD_BYTES: usize = size_of::<u64>();
-/// Words that are copied together.
-const BLOCK_WORDS: usize = 8;
-const BLOCK_BYTES: usize = BLOCK_WORDS * WORD_BYTES;
 /// How long the answer is good that the file has all its pages: the question is a system call, as dear as a small
 /// message. After a pause it is always asked anew.
 const WHOLE_FOR: Duration = Duration::from_millis(1);
@@ -305,38 +302,11 @@ impl Map {
     }
 
     pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        let (blocks, rest) = self.words(offset, into.len()).as_chunks::<BLOCK_WORDS>();
-        let (into_blocks, into_rest) = into.as_chunks_mut::<BLOCK_BYTES>();
-        for (into, block) in into_blocks.iter_mut().zip(blocks) {
-            let words = block.each_ref().map(|word| word.load(Ordering::Relaxed));
-            into.copy_from_slice(words.map(u64::to_ne_bytes).as_flattened());
-        }
-        for (into, word) in into_rest
-            .as_chunks_mut::<WORD_BYTES>()
-            .0
-            .iter_mut()
-            .zip(rest)
-        {
-            *into = word.load(Ordering::Relaxed).to_ne_bytes();
-        }
-        // What is read after this copy is not older than the copy.
-        fence(Ordering::Acquire);
+        words::copy_out(self.words(offset, into.len()), into);
     }
 
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
-        // Who sees this copy also sees what was written before it.
-        fence(Ordering::Release);
-        let (blocks, rest) = self.words(offset, from.len()).as_chunks::<BLOCK_WORDS>();
-        let (from_blocks, from_rest) = from.as_chunks::<BLOCK_BYTES>();
-        let store = |words: &[AtomicU64], from: &[u8]| {
-            for (word, bytes) in words.iter().zip(from.as_chunks::<WORD_BYTES>().0) {
-                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
-            }
-        };
-        for (block, from) in blocks.iter().zip(from_blocks) {
-            store(block, from);
-        }
-        store(rest, from_rest);
+        words::copy_in(self.words(offset, from.len()), from);
     }
 }
 

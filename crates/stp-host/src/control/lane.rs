@@ -6,16 +6,10 @@
 //!   each write, so an engine that reads the count and then finds the socket empty knows that it is until the
 //!   count changes. A program whose descriptor others may write to uses the socket alone.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-
-use rustix::io::Errno;
-use rustix::thread::futex;
-use rustix::time::Timespec;
-
 use std::sync::Arc;
 
 use super::StreamToken;
+pub use super::bell::Bell;
 
 /// What came of [`Lane::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,37 +63,6 @@ pub trait Lane {
     fn socket_used(&self, bytes: usize);
 }
 
-/// What a writer without room waits for.
-#[derive(Debug, Default)]
-pub struct Bell(AtomicU32);
-
-impl Bell {
-    /// How often it has rung.
-    pub fn ticket(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
-    }
-
-    /// Wakes everybody who waits.
-    pub fn ring(&self) {
-        self.0.fetch_add(1, Ordering::Release);
-        // It fails for an address that is none only.
-        let _ = futex::wake(&self.0, futex::Flags::PRIVATE, u32::MAX);
-    }
-
-    /// Waits until it rings, unless it has since `ticket`. Interrupted by signals as a write into a socket is:
-    /// without a time-out the kernel goes on where it shall.
-    pub fn wait(&self, ticket: u32, timeout: Option<Duration>) -> Result<(), Errno> {
-        let timeout = timeout.map(|timeout| Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        });
-        match futex::wait(&self.0, futex::Flags::PRIVATE, ticket, timeout.as_ref()) {
-            Ok(()) | Err(Errno::AGAIN) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
 /// Who waits; its end rings the bell, so that nobody waits for a stream that is gone.
 #[derive(Debug)]
 pub(crate) struct Ringer(Arc<Bell>);
@@ -123,6 +86,8 @@ impl Drop for Ringer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::io::Errno;
+    use std::time::Duration;
 
     #[test]
     fn a_bell_that_has_rung_is_not_waited_for() {

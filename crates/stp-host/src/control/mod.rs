@@ -6,6 +6,7 @@
 //! - Both ends check who the other is before the first call.
 //! - What a peer sends is input: it can be refused, never make an engine panic.
 
+mod bell;
 mod calls;
 mod client;
 pub mod lane;

@@ -5,33 +5,19 @@
 //! - Everything is an atomic in shared memory, so a child may use it after a `fork` in the middle of anything.
 //! - Pages that no stream has used cost nothing.
 
+mod cell;
+
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use self::cell::{CLOSE, Cell, HOLD};
 use crate::control::StreamToken;
 
 /// Streams that have a cell at the same time, if their tokens follow each other.
 const CELLS: usize = 1 << 16;
 const BYTES: usize = CELLS * size_of::<Cell>();
-
-/// In a cell's state: it belongs to a stream.
-const USED: u64 = 1 << 63;
-/// One clean end; counted in the lowest 16 bits.
-const CLOSE: u64 = 1;
-/// One more process whose clean end is needed; counted in the next 16 bits.
-const HOLD: u64 = 1 << 16;
-const COUNT: u64 = 0xffff;
-/// Where the verdict stands, eight bits of it.
-const ENDING_SHIFT: u32 = 32;
-
-#[repr(C)]
-struct Cell {
-    token: AtomicU64,
-    state: AtomicU64,
-}
 
 /// See the file's head.
 pub(super) struct Board {
@@ -65,80 +51,55 @@ impl Board {
         Ok(Self { cells })
     }
 
-    fn cell(&self, token: StreamToken) -> &Cell {
+    /// A stream's cell, and what the cell knows it by.
+    fn cell(&self, token: StreamToken) -> (&Cell, u64) {
         let index = token.0 as usize % CELLS;
         // SAFETY: the index is below the number of cells, the mapping lives as long as the board, is aligned to
-        // a page, and zeroes are valid atomics.
-        unsafe { self.cells.add(index).as_ref() }
-    }
-
-    fn own(&self, token: StreamToken) -> Option<&Cell> {
-        let cell = self.cell(token);
-        let used = cell.state.load(Ordering::Acquire) & USED != 0;
-        (used && cell.token.load(Ordering::Acquire) == token.0).then_some(cell)
+        // a page, and zeroes are a valid cell.
+        let cell = unsafe { self.cells.add(index).as_ref() };
+        (cell, token.0 / CELLS as u64)
     }
 
     /// Takes the token's cell, unless another stream has it.
     pub(super) fn claim(&self, token: StreamToken) {
-        let cell = self.cell(token);
-        if cell.state.load(Ordering::Acquire) & USED == 0 {
-            cell.token.store(token.0, Ordering::Release);
-            cell.state.store(USED, Ordering::Release);
-        }
+        let (cell, owner) = self.cell(token);
+        cell.claim(owner);
     }
 
     /// Gives it back.
     pub(super) fn free(&self, token: StreamToken) {
-        if let Some(cell) = self.own(token) {
-            cell.state.store(0, Ordering::Release);
-        }
+        let (cell, owner) = self.cell(token);
+        cell.free(owner);
     }
 
     /// One process of those that hold the stream has ended it in order.
     pub(super) fn close(&self, token: StreamToken) {
-        self.count(token, CLOSE);
+        let (cell, owner) = self.cell(token);
+        cell.count(owner, CLOSE);
     }
 
     /// One more process goes on with the stream: its clean end is needed as well.
     pub(super) fn hold(&self, token: StreamToken) {
-        self.count(token, HOLD);
-    }
-
-    fn count(&self, token: StreamToken, one: u64) {
-        if let Some(cell) = self.own(token) {
-            // A count that is full stays so; it would take 65535 processes on one stream.
-            let _ = cell
-                .state
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                    let full = (state / one) & COUNT == COUNT;
-                    (state & USED != 0 && !full).then_some(state + one)
-                });
-        }
+        let (cell, owner) = self.cell(token);
+        cell.count(owner, HOLD);
     }
 
     /// Clean ends and holds; `None` without a cell.
     pub(super) fn counts(&self, token: StreamToken) -> Option<(u16, u16)> {
-        let state = self.own(token)?.state.load(Ordering::Acquire);
-        Some(((state & COUNT) as u16, ((state / HOLD) & COUNT) as u16))
+        let (cell, owner) = self.cell(token);
+        cell.counts(owner)
     }
 
     /// Notes the verdict; the first one stays.
     pub(super) fn decide(&self, token: StreamToken, ending: u8) {
-        if let Some(cell) = self.own(token) {
-            let value = u64::from(ending) << ENDING_SHIFT;
-            let _ = cell
-                .state
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-                    let open = (state >> ENDING_SHIFT) & 0xff == 0;
-                    (state & USED != 0 && open).then_some(state | value)
-                });
-        }
+        let (cell, owner) = self.cell(token);
+        cell.decide(owner, ending);
     }
 
     /// The verdict, 0 while there is none; `None` without a cell.
     pub(super) fn ending(&self, token: StreamToken) -> Option<u8> {
-        let state = self.own(token)?.state.load(Ordering::Acquire);
-        Some((state >> ENDING_SHIFT) as u8)
+        let (cell, owner) = self.cell(token);
+        cell.ending(owner)
     }
 }
 

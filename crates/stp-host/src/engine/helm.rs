@@ -26,6 +26,7 @@ use super::clock::MonotonicClock;
 use super::driver::{Driver, Over};
 use super::error::Stopped;
 use super::handle::Shared;
+use super::mailbox::Mailbox;
 use super::sockets::HostSockets;
 use super::wait::{Noted, Wait, collect};
 use crate::control::StreamToken;
@@ -86,10 +87,12 @@ impl Core {
         for command in shared.take_commands() {
             self.driver.handle_command(command);
         }
-        shared.helm.take_notes(|noted| self.note(noted));
-        shared
-            .helm
-            .take_readers(|token| self.driver.reader_waits(token));
+        for noted in shared.helm.noted.take() {
+            self.note(noted);
+        }
+        for token in shared.helm.readers.take() {
+            self.driver.reader_waits(token);
+        }
         let step = self.driver.step_unless(ready);
         if step.idle_look {
             self.vain += 1;
@@ -133,11 +136,9 @@ pub(super) struct Helm {
     /// Everything that wakes the engine.
     epoll: Arc<OwnedFd>,
     /// Collected by a thread that did not drive.
-    noted: Mutex<Vec<Noted>>,
-    has_notes: AtomicBool,
+    noted: Mailbox<Noted>,
     /// Readers that went to the kernel without a word to the engine: another thread was driving.
-    readers: Mutex<Vec<StreamToken>>,
-    has_readers: AtomicBool,
+    readers: Mailbox<StreamToken>,
     /// Program's threads that want in.
     wanted: AtomicU32,
     /// The engine's thread sleeps, or is about to: written under the lock.
@@ -170,10 +171,8 @@ impl Helm {
         Self {
             core: Mutex::new(None),
             epoll,
-            noted: Mutex::default(),
-            has_notes: AtomicBool::new(false),
-            readers: Mutex::default(),
-            has_readers: AtomicBool::new(false),
+            noted: Mailbox::new(),
+            readers: Mailbox::new(),
             wanted: AtomicU32::new(0),
             sleeps: AtomicBool::new(false),
             patience: match std::thread::available_parallelism() {
@@ -214,32 +213,6 @@ impl Helm {
         self.now() < self.away_until.load(Ordering::Acquire)
     }
 
-    fn leave_notes(&self, events: &[Noted]) {
-        if !events.is_empty() {
-            lock(&self.noted).extend_from_slice(events);
-            self.has_notes.store(true, Ordering::Release);
-        }
-    }
-
-    fn take_notes(&self, note: impl FnMut(Noted)) {
-        if self.has_notes.swap(false, Ordering::AcqRel) {
-            let notes = std::mem::take(&mut *lock(&self.noted));
-            notes.into_iter().for_each(note);
-        }
-    }
-
-    fn leave_reader(&self, token: StreamToken) {
-        lock(&self.readers).push(token);
-        self.has_readers.store(true, Ordering::Release);
-    }
-
-    fn take_readers(&self, reader: impl FnMut(StreamToken)) {
-        if self.has_readers.swap(false, Ordering::AcqRel) {
-            let readers = std::mem::take(&mut *lock(&self.readers));
-            readers.into_iter().for_each(reader);
-        }
-    }
-
     // --- the engine's own thread
 
     /// Drives to the end.
@@ -274,7 +247,7 @@ impl Helm {
                     drop(guard);
                     let collected = collect(&self.epoll, None, &mut events);
                     self.sleeps.store(false, Ordering::SeqCst);
-                    self.leave_notes(&events);
+                    self.noted.leave(events.drain(..));
                     collected
                 }
                 Ok(false) => {
@@ -406,7 +379,7 @@ impl Helm {
     ) -> Got {
         let Some(mut guard) = self.enter() else {
             if waits {
-                self.leave_reader(token);
+                self.readers.leave([token]);
             }
             return Got::Nothing;
         };
@@ -461,7 +434,7 @@ impl Helm {
             }
             if Instant::now() >= until {
                 // Whoever drives is at the storage for long, and nothing comes from there.
-                return self.leave_reader(token);
+                return self.readers.leave([token]);
             }
             std::thread::yield_now();
         }

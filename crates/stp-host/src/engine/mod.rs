@@ -17,6 +17,7 @@ mod giving;
 mod handle;
 mod helm;
 mod local;
+mod mailbox;
 mod moves;
 mod ports;
 mod registry;

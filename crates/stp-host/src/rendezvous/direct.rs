@@ -10,9 +10,9 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::told::Told;
 use super::{EPHEMERAL_PORTS, PeerName, PeerNameKind, SocketPath, SystemDir};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -80,7 +80,7 @@ impl Side {
 pub struct Marks {
     counter: Arc<OwnedFd>,
     side: Side,
-    left: Arc<AtomicBool>,
+    left: Arc<Told>,
 }
 
 impl Marks {
@@ -89,7 +89,7 @@ impl Marks {
         Self {
             counter: Arc::new(counter),
             side,
-            left: Arc::default(),
+            left: Arc::new(Told::new()),
         }
     }
 
@@ -103,17 +103,17 @@ impl Marks {
         self.counter.as_fd()
     }
 
-    /// Leaves this side's mark: what follows is an end in order.
+    /// Leaves this side's mark: what follows is an end in order, whichever thread's.
     pub fn leave(&self) {
-        if !self.left.swap(true, Ordering::AcqRel) {
+        self.left.once(|| {
             let _ = rustix::io::write(&*self.counter, &self.side.mark().to_ne_bytes());
-        }
+        });
     }
 
     /// One more process of this side must leave its mark.
     pub fn hold(&self) {
         let _ = rustix::io::write(&*self.counter, &self.side.hold().to_ne_bytes());
-        self.left.store(false, Ordering::Release);
+        self.left.again();
     }
 
     /// Whether the other side has left its mark.
@@ -295,7 +295,7 @@ pub fn take_name(
 
 /// Where the search for a free port begins: one after the other, from a start that differs by process.
 fn next_start() -> u32 {
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
         .wrapping_add(std::process::id().wrapping_mul(2654435761) >> 8)

@@ -14,6 +14,7 @@ mod names;
 mod path;
 mod ports;
 mod run_dir;
+mod told;
 
 pub use gifts::{GiftSocket, Offered, Passed, take_gift};
 pub use names::{PeerName, PeerNameKind};
