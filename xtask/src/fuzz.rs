@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer on every harness of `stp-fuzz`, one after the other.
 //!
-//! - Runs on the stable compiler; needs cargo-fuzz and a C++ compiler. Without them the same harnesses still run as
-//!   ordinary tests (`crates/stp-fuzz/tests/inputs.rs`), which `cargo xtask test` does.
+//! - Runs on the stable compiler; needs cargo-fuzz and a C++ compiler. Without cargo-fuzz the same harnesses run with
+//!   inputs made from the kept ones (`crates/stp-fuzz/tests/inputs.rs`), for as long, but blind to what they cover.
 //! - What it learns stays in the build folder; the kept inputs in `fuzz/corpus` are read, never written.
 //! - The last line is `N executions, N finds`; a find is a file to keep in `fuzz/regressions`, and fails the chore.
 
@@ -21,43 +21,63 @@ struct Outcome {
     find: Option<String>,
 }
 
-/// `cargo xtask fuzz [--minutes N] [TARGET]...`: so many minutes in all, shared out evenly.
+/// What was asked for.
+struct Wanted {
+    targets: Vec<String>,
+    /// For each of them.
+    seconds: u64,
+}
+
+impl Wanted {
+    fn from_args(args: &[String]) -> Result<Self, Error> {
+        let (mut minutes, mut each, mut targets) = (1.0, false, Vec::new());
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--minutes" | "--minutes-each" => {
+                    let number = args.next().and_then(|text| text.parse::<f64>().ok());
+                    let number = number.filter(|n| *n > 0.0);
+                    minutes = number.ok_or(format!("{arg} wants a number"))?;
+                    each = arg == "--minutes-each";
+                }
+                flag if flag.starts_with('-') => {
+                    return Err(format!("no option {flag}; see cargo xtask help").into());
+                }
+                name => targets.push(name.to_owned()),
+            }
+        }
+        let all = self::targets()?;
+        if let Some(unknown) = targets.iter().find(|name| !all.contains(name)) {
+            return Err(format!("no target {unknown}; there are: {}", all.join(" ")).into());
+        }
+        if targets.is_empty() {
+            targets = all;
+        }
+        let shares = if each { 1 } else { targets.len() };
+        let seconds = ((minutes * 60.0 / shares as f64) as u64).max(1);
+        Ok(Self { targets, seconds })
+    }
+}
+
+/// `cargo xtask fuzz [--minutes N | --minutes-each N] [TARGET]...`: so many minutes in all, shared out evenly, or for
+/// each target.
 ///
 /// # Errors
-/// When cargo-fuzz is missing or the harnesses do not build.
+/// When the harnesses do not build.
 pub fn run(args: &[String]) -> Result<bool, Error> {
-    let (mut minutes, mut wanted) = (1.0, Vec::new());
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--minutes" => {
-                let number = args.next().and_then(|text| text.parse::<f64>().ok());
-                minutes = number
-                    .filter(|n| *n > 0.0)
-                    .ok_or("--minutes wants a number")?;
-            }
-            flag if flag.starts_with('-') => {
-                return Err(format!("no option {flag}; see cargo xtask help").into());
-            }
-            name => wanted.push(name.to_owned()),
-        }
-    }
-    let all = targets()?;
-    if let Some(unknown) = wanted.iter().find(|name| !all.contains(name)) {
-        return Err(format!("no target {unknown}; there are: {}", all.join(" ")).into());
-    }
-    let targets = if wanted.is_empty() { all } else { wanted };
+    let wanted = Wanted::from_args(args)?;
     let version = repo::cargo().args(["fuzz", "--version"]).output();
     if !version.is_ok_and(|output| output.status.success()) {
-        return Err("cargo-fuzz is missing: cargo install cargo-fuzz --locked".into());
+        println!("cargo-fuzz is missing (cargo install cargo-fuzz --locked): made inputs only");
+        return made_inputs(&wanted);
     }
     let built = cargo_fuzz("build").status()?;
     if !built.success() {
         return Err(format!("cargo fuzz build: {built}").into());
     }
-    let seconds = ((minutes * 60.0 / targets.len() as f64) as u64).max(1);
     let (mut executions, mut finds) = (0, Vec::new());
-    for target in &targets {
+    for target in &wanted.targets {
+        let seconds = wanted.seconds;
         let outcome = fuzz(target, seconds)?;
         println!(
             "{target:16} {seconds:6} s {:12} executions {:7} covered{}",
@@ -73,6 +93,49 @@ pub fn run(args: &[String]) -> Result<bool, Error> {
     }
     println!("{executions} executions, {} finds", finds.len());
     Ok(finds.is_empty() && executions > 0)
+}
+
+/// The harnesses as tests, each for its time, one after the other.
+fn made_inputs(wanted: &Wanted) -> Result<bool, Error> {
+    let (mut executions, mut finds) = (0, 0);
+    for target in &wanted.targets {
+        let mut command = repo::cargo();
+        command.args([
+            "test",
+            "--quiet",
+            "--package",
+            "stp-fuzz",
+            "--test",
+            "inputs",
+        ]);
+        command.args(["--", "--exact", "--nocapture", target]);
+        command.env("STP_FUZZ_SECONDS", wanted.seconds.to_string());
+        let output = command.stdin(Stdio::null()).output()?;
+        let told = String::from_utf8_lossy(&output.stdout);
+        let line = told.lines().find_map(|line| made(line, target));
+        match line.filter(|_| output.status.success()) {
+            Some(count) => {
+                println!("{target:16} {:6} s {count:12} made inputs", wanted.seconds);
+                executions += count;
+            }
+            None => {
+                finds += 1;
+                println!(
+                    "{target:16} FIND\n{}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+        }
+    }
+    println!("{executions} executions, {finds} finds");
+    Ok(finds == 0 && executions > 0)
+}
+
+/// How many inputs a target's test has made.
+fn made(line: &str, target: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(&format!("{target}: "))?;
+    let (_, rest) = rest.split_once(" kept and ")?;
+    rest.split_once(" made inputs")?.0.parse().ok()
 }
 
 /// Names of the binaries of `fuzz/Cargo.toml`.
@@ -178,6 +241,26 @@ mod tests {
             &mut outcome,
         );
         assert_eq!(outcome.find.as_deref(), Some("fuzz/artifacts/node/crash-1"));
+    }
+
+    #[test]
+    fn time_is_shared_out_or_given_to_each() {
+        let wanted = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            Wanted::from_args(&args).map(|wanted| (wanted.targets.len() as u64, wanted.seconds))
+        };
+        let all = targets().unwrap().len() as u64;
+        assert_eq!(wanted(&["--minutes", "60"]).unwrap(), (all, 3600 / all));
+        assert_eq!(wanted(&["--minutes-each", "60"]).unwrap(), (all, 3600));
+        assert_eq!(wanted(&["--minutes", "1", "node"]).unwrap(), (1, 60));
+        assert!(wanted(&["--minutes"]).is_err() && wanted(&["nobody"]).is_err());
+    }
+
+    #[test]
+    fn made_inputs_are_counted() {
+        let line = "test node ... node: 12 kept and 345 made inputs of seed 1";
+        assert_eq!(made(line, "node"), Some(345));
+        assert_eq!(made(line, "volume"), None);
     }
 
     #[test]

@@ -12,7 +12,9 @@ usage: cargo xtask CHORE [OPTIONS]
   needs [--install]                 list the Debian programs that the tests use, and what is missing
   suites [cpython|libuv|libevent|ruby|tcl]... [--short]
                                     others' socket tests on TCP and under `stp run`; writes docs/SUITES.md
-  fuzz [--minutes N] [TARGET]...    libFuzzer on every decoder and state machine (needs cargo-fuzz)
+  fuzz [--minutes N | --minutes-each N] [TARGET]...
+                                    libFuzzer on every decoder and state machine, N minutes in all or for each;
+                                    without cargo-fuzz, inputs made from the kept ones
   soak [--minutes N] [--seed N]     engines, programs and storage killed and stopped at random, every stream checked
   instructions [--update]           count what the micro-benchmarks take (valgrind), compare with what is committed
   vm [--memory] [--keep]            two QEMU guests without a network card on one raw disk, or on shared memory

@@ -37,8 +37,8 @@ pub const TARGETS: &[Target] = &[
     target("text", text::parse, 600, 8000),
     target("files", files::messages, 6000, 8000),
     target("socks", text::socks, 600, 8000),
-    target("control", control::engine, 800, 300),
-    target("control_client", control::program, 800, 40),
+    target("control", control::engine, 800, 8000),
+    target("control_client", control::program, 800, 8000),
     target("run_wire", control::run_messages, 2100, 8000),
 ];
 

@@ -6,7 +6,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use stp_fuzz::control::sockets;
 use stp_fuzz::{Rng, TARGETS, Target, find};
 
 fn folder(kind: &str, name: &str) -> PathBuf {
@@ -25,6 +27,32 @@ fn kept(kind: &str, name: &str) -> Vec<(PathBuf, Vec<u8>)> {
         .collect()
 }
 
+/// How much is made, and from which seed on.
+struct Effort {
+    seed: u64,
+    times: u32,
+    /// As many inputs as so long allows, instead.
+    limit: Option<Duration>,
+}
+
+impl Effort {
+    fn asked_for() -> Self {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+        Self {
+            seed: number("STP_FUZZ_SEED").unwrap_or(1),
+            times: number("STP_FUZZ_TIMES").map_or(1, |times| times as u32),
+            limit: number("STP_FUZZ_SECONDS").map(Duration::from_secs),
+        }
+    }
+
+    fn is_over(&self, target: &Target, number: u32, begun: Instant) -> bool {
+        match self.limit {
+            Some(limit) => begun.elapsed() >= limit,
+            None => number >= target.tests * self.times,
+        }
+    }
+}
+
 fn exercise(name: &str) {
     let target = find(name).expect("a target");
     let mut seeds = Vec::new();
@@ -35,14 +63,11 @@ fn exercise(name: &str) {
             seeds.push(input);
         }
     }
-    let seed = std::env::var("STP_FUZZ_SEED").ok();
-    let seed: u64 = seed.and_then(|text| text.parse().ok()).unwrap_or(1);
-    let times: u32 = std::env::var("STP_FUZZ_TIMES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
-    let mut rng = Rng::new(seed);
-    for number in 0..target.tests * times {
+    let effort = Effort::asked_for();
+    let seed = effort.seed;
+    let (mut rng, begun) = (Rng::new(seed), Instant::now());
+    let mut number = 0;
+    while !effort.is_over(target, number, begun) {
         let input = rng.input(&seeds, target.bytes_max);
         if catch_unwind(AssertUnwindSafe(|| (target.run)(&input))).is_err() {
             let path = std::env::temp_dir().join(format!("stp-fuzz-{name}-{seed}-{number}"));
@@ -52,7 +77,12 @@ fn exercise(name: &str) {
                 path.display()
             );
         }
+        number += 1;
     }
+    println!(
+        "{name}: {} kept and {number} made inputs of seed {seed}",
+        seeds.len()
+    );
 }
 
 macro_rules! targets {
@@ -68,6 +98,25 @@ macro_rules! targets {
 
 targets! {
     records, records_made, segment, gift, node, claim, volume, text, files, socks, control, control_client, run_wire,
+}
+
+/// The control socket with its threads and time-outs: few inputs, one after the other.
+#[test]
+fn control_over_its_own_sockets() {
+    let mut rng = Rng::new(1);
+    for name in ["control", "control_client"] {
+        let kept: Vec<_> = kept("corpus", name)
+            .into_iter()
+            .map(|kept| kept.1)
+            .collect();
+        for _ in 0..40 {
+            let input = rng.input(&kept, 800);
+            match name {
+                "control" => sockets::engine(&input),
+                _ => sockets::program(&input),
+            }
+        }
+    }
 }
 
 /// No harness is left out here or in the fuzzers' own workspace.

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use super::calls::{
 };
 use super::peer::Admission;
 use super::wire::{Answer, Receiver, Request, VERSION, arrived, send_request};
-use crate::rendezvous::{SocketPath, SystemDir};
+use crate::rendezvous::{Sharing, SocketPath, SystemDir};
 
 /// How long an engine may take to say who it is.
 const WELCOME_WAIT: Duration = Duration::from_secs(5);
@@ -54,6 +54,8 @@ struct Inner {
     pid: u32,
     next: AtomicU64,
     state: Mutex<State>,
+    /// Where no thread reads the answers, whoever asks does.
+    reader: Option<Mutex<Receiver>>,
 }
 
 #[derive(Default)]
@@ -88,12 +90,21 @@ fn greet(
         connected => connected?,
     }
     admission.check(&socket)?;
+    let Some(receiver) = introduce(&socket, path, system)? else {
+        return Ok(None);
+    };
+    set_socket_timeout(&socket, Timeout::Recv, None)?;
+    Ok(Some((socket, receiver)))
+}
+
+/// Says who we are and hears who the engine is; `None` if it goes meanwhile.
+fn introduce(socket: &OwnedFd, path: &Path, system: &SystemName) -> io::Result<Option<Receiver>> {
     let hello = Request::Hello {
         version: VERSION,
         pid: std::process::id(),
     };
     let mut receiver = Receiver::default();
-    match send_request(&socket, 0, &hello, &[]) {
+    match send_request(socket, 0, &hello, &[]) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(None),
         sent => sent?,
     }
@@ -103,7 +114,7 @@ fn greet(
             format!("the engine at {}: {text}", path.display()),
         )
     };
-    match receiver.answer(&socket) {
+    match receiver.answer(socket) {
         Ok(Some((0, Answer::Welcome { version, .. }, _))) if version != VERSION => {
             Err(trouble(format!(
                 "it speaks version {version} of the control protocol, this program version {VERSION}: use one release of stp for both"
@@ -113,8 +124,7 @@ fn greet(
             if theirs != system.as_str() {
                 return Err(trouble(format!("it is system {theirs}, not {system}")));
             }
-            set_socket_timeout(&socket, Timeout::Recv, None)?;
-            Ok(Some((socket, receiver)))
+            Ok(Some(receiver))
         }
         Ok(Some(_)) => Err(trouble("it answered with something else".to_owned())),
         Ok(None) => Ok(None),
@@ -148,11 +158,38 @@ impl Client {
                 socket: Some(Arc::clone(&socket)),
                 ..State::default()
             }),
+            reader: None,
         });
         let reading = Arc::downgrade(&inner);
         thread::Builder::new()
             .name("stp-control-read".to_owned())
             .spawn(move || read_answers(&reading, socket, receiver))?;
+        Ok(Some(Self { inner }))
+    }
+
+    /// Talks to the engine at the other end of a socket, without a thread: whoever asks reads the answers, and an
+    /// engine that goes away is not sought again. `None` if it goes at once.
+    pub fn over(socket: OwnedFd, system: &SystemName) -> io::Result<Option<Self>> {
+        let path = PathBuf::from("the other end");
+        let Some(receiver) = introduce(&socket, &path, system)? else {
+            return Ok(None);
+        };
+        let uid = rustix::process::geteuid().as_raw();
+        let inner = Arc::new(Inner {
+            system: *system,
+            admission: Admission::of_engine(Sharing {
+                owner: uid,
+                group: None,
+            }),
+            path,
+            pid: std::process::id(),
+            next: AtomicU64::new(1),
+            state: Mutex::new(State {
+                socket: Some(Arc::new(socket)),
+                ..State::default()
+            }),
+            reader: Some(Mutex::new(receiver)),
+        });
         Ok(Some(Self { inner }))
     }
 
@@ -181,22 +218,13 @@ fn read_answers(client: &Weak<Inner>, mut socket: Arc<OwnedFd>, mut receiver: Re
             let Some(inner) = client.upgrade() else {
                 return;
             };
-            let waiting = inner.state().pending.remove(&number);
-            match (waiting, answer) {
-                (Some(waiting), answer) => drop(waiting.send((answer, fds))),
-                (None, Answer::Failed { text, .. }) => warn!("the engine answers: {text}"),
-                (None, _) => {}
-            }
+            inner.hand_out(number, answer, fds);
         }
         let _ = shutdown(&*socket, Shutdown::Both);
         let Some(inner) = client.upgrade() else {
             return;
         };
-        {
-            let mut state = inner.state();
-            state.socket = None;
-            state.pending.clear(); // wakes every caller
-        }
+        inner.lose_engine();
         drop(inner);
         (socket, receiver) = loop {
             thread::sleep(SEEK_PAUSE);
@@ -219,6 +247,43 @@ fn read_answers(client: &Weak<Inner>, mut socket: Arc<OwnedFd>, mut receiver: Re
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An answer has come.
+    fn hand_out(&self, number: u64, answer: Answer, fds: Vec<OwnedFd>) {
+        let waiting = self.state().pending.remove(&number);
+        match (waiting, answer) {
+            (Some(waiting), answer) => drop(waiting.send((answer, fds))),
+            (None, Answer::Failed { text, .. }) => warn!("the engine answers: {text}"),
+            (None, _) => {}
+        }
+    }
+
+    /// There is no engine any more.
+    fn lose_engine(&self) {
+        let mut state = self.state();
+        state.socket = None;
+        state.pending.clear(); // wakes every caller
+    }
+
+    /// Reads answers until the awaited one has come, or the connection has ended.
+    fn read_own(
+        &self,
+        reader: &Mutex<Receiver>,
+        socket: &OwnedFd,
+        awaited: &std::sync::mpsc::Receiver<(Answer, Vec<OwnedFd>)>,
+    ) -> Result<(Answer, Vec<OwnedFd>), RecvTimeoutError> {
+        let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match awaited.try_recv() {
+                Ok(answer) => return Ok(answer),
+                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) => match reader.answer(socket) {
+                    Ok(Some((number, answer, fds))) => self.hand_out(number, answer, fds),
+                    _ => self.lose_engine(),
+                },
+            }
+        }
     }
 
     /// A new engine is there: publishes this program's ports to it.
@@ -292,9 +357,10 @@ impl Inner {
             });
         }
         drop(fds);
-        let answered = match timeout {
-            None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(timeout) => answer.recv_timeout(timeout),
+        let answered = match (&self.reader, timeout) {
+            (Some(reader), _) => self.read_own(reader, &socket, &answer),
+            (None, None) => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            (None, Some(timeout)) => answer.recv_timeout(timeout),
         };
         answered.map_err(|error| match error {
             RecvTimeoutError::Disconnected => self.gone(),

@@ -21,4 +21,4 @@ pub use calls::{
     PeerState, StreamToken, Taken, Verdict,
 };
 pub use client::Client;
-pub use server::Server;
+pub use server::{Server, Session};

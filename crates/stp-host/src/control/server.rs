@@ -54,6 +54,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A running control server. Dropping it cuts off every program and removes the socket.
 pub struct Server {
     shared: Arc<Shared>,
+    listener: Arc<OwnedFd>,
     path: PathBuf,
     accepting: Option<JoinHandle<()>>,
     _lock: FileLock,
@@ -62,8 +63,8 @@ pub struct Server {
 struct Shared {
     calls: Arc<dyn Calls>,
     system: SystemName,
-    admission: Admission,
-    socket: OwnedFd,
+    /// Calls that wait are made on threads of their own.
+    apart: bool,
     stopping: AtomicBool,
     clients: Mutex<Clients>,
 }
@@ -93,6 +94,16 @@ impl Clients {
 }
 
 impl Shared {
+    fn new(calls: Arc<dyn Calls>, system: SystemName, apart: bool) -> Arc<Self> {
+        Arc::new(Self {
+            calls,
+            system,
+            apart,
+            stopping: AtomicBool::new(false),
+            clients: Mutex::default(),
+        })
+    }
+
     fn clients(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,22 +145,18 @@ impl Server {
         })?;
         shared_as_its_folder(&path)?;
         listen(&socket, BACKLOG)?;
-        let shared = Arc::new(Shared {
-            calls,
-            system: *dir.system(),
-            admission: Admission::of_programs(dir.sharing()),
-            socket,
-            stopping: AtomicBool::new(false),
-            clients: Mutex::default(),
-        });
+        let listener = Arc::new(socket);
+        let shared = Shared::new(calls, *dir.system(), true);
+        let admission = Admission::of_programs(dir.sharing());
         let accepting = thread::Builder::new()
             .name("stp-control".to_owned())
             .spawn({
-                let shared = Arc::clone(&shared);
-                move || accept_clients(&shared)
+                let (shared, listener) = (Arc::clone(&shared), Arc::clone(&listener));
+                move || accept_clients(&shared, &listener, admission)
             })?;
         Ok(Self {
             shared,
+            listener,
             path,
             accepting: Some(accepting),
             _lock: lock,
@@ -166,7 +173,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
         self.shared.stopping.store(true, Ordering::Release);
-        let _ = shutdown(&self.shared.socket, Shutdown::Both);
+        let _ = shutdown(&*self.listener, Shutdown::Both);
         if let Some(accepting) = self.accepting.take() {
             let _ = accepting.join();
         }
@@ -176,11 +183,11 @@ impl Drop for Server {
     }
 }
 
-fn accept_clients(shared: &Arc<Shared>) {
+fn accept_clients(shared: &Arc<Shared>, listener: &OwnedFd, admission: Admission) {
     while !shared.stopping.load(Ordering::Acquire) {
-        match accept_with(&shared.socket, SocketFlags::CLOEXEC) {
+        match accept_with(listener, SocketFlags::CLOEXEC) {
             Ok(socket) => {
-                if let Err(error) = admit(shared, socket) {
+                if let Err(error) = admit(shared, socket, admission) {
                     warn!(%error, "control connection refused");
                 }
             }
@@ -195,28 +202,10 @@ fn accept_clients(shared: &Arc<Shared>) {
     }
 }
 
-fn admit(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
-    shared.admission.check(&socket)?;
+fn admit(shared: &Arc<Shared>, socket: OwnedFd, admission: Admission) -> io::Result<()> {
+    admission.check(&socket)?;
     set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_WAIT))?;
-    let socket = Arc::new(socket);
-    let number = {
-        let mut clients = shared.clients();
-        if clients.sockets.len() >= CLIENTS_MAX {
-            return Err(io::Error::other(format!(
-                "{CLIENTS_MAX} programs are connected already"
-            )));
-        }
-        clients.next += 1;
-        let number = clients.next;
-        clients.sockets.insert(number, Arc::clone(&socket));
-        number
-    };
-    let client = Arc::new(Client {
-        shared: Arc::clone(shared),
-        socket,
-        number,
-        waiting: AtomicUsize::new(0),
-    });
+    let client = Client::enter(shared, socket)?;
     thread::Builder::new()
         .name("stp-control-peer".to_owned())
         .stack_size(CALL_STACK_BYTES)
@@ -228,6 +217,35 @@ fn admit(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<()> {
         .inspect_err(|_| client.forget())
 }
 
+/// One program's connection, served by whoever has this, without a thread: also the calls that wait are made at once.
+#[derive(Debug)]
+pub struct Session {
+    client: Arc<Client>,
+    receiver: Receiver,
+}
+
+impl Session {
+    /// Serves the program at the other end of `socket`.
+    pub fn new(calls: Arc<dyn Calls>, system: SystemName, socket: OwnedFd) -> io::Result<Self> {
+        let shared = Shared::new(calls, system, false);
+        Ok(Self {
+            client: Client::enter(&shared, socket)?,
+            receiver: Receiver::default(),
+        })
+    }
+
+    /// Answers the next request; `false` at the connection's end. An error ends it.
+    pub fn serve_next(&mut self) -> io::Result<bool> {
+        self.client.serve_next(&mut self.receiver)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.client.forget();
+    }
+}
+
 /// One connected program.
 struct Client {
     shared: Arc<Shared>,
@@ -236,17 +254,42 @@ struct Client {
     waiting: AtomicUsize,
 }
 
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Client {
+    /// Notes a program that has connected.
+    fn enter(shared: &Arc<Shared>, socket: OwnedFd) -> io::Result<Arc<Self>> {
+        let socket = Arc::new(socket);
+        let mut clients = shared.clients();
+        if clients.sockets.len() >= CLIENTS_MAX {
+            return Err(io::Error::other(format!(
+                "{CLIENTS_MAX} programs are connected already"
+            )));
+        }
+        clients.next += 1;
+        let number = clients.next;
+        clients.sockets.insert(number, Arc::clone(&socket));
+        drop(clients);
+        Ok(Arc::new(Self {
+            shared: Arc::clone(shared),
+            socket,
+            number,
+            waiting: AtomicUsize::new(0),
+        }))
+    }
+
     fn serve(self: Arc<Self>) {
         let mut receiver = Receiver::default();
         let ended = loop {
-            match receiver.request(&*self.socket) {
-                Ok(Some((number, request, fds))) => {
-                    if let Err(error) = self.handle(number, request, fds) {
-                        break Err(error);
-                    }
-                }
-                Ok(None) => break Ok(()),
+            match self.serve_next(&mut receiver) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
                 Err(error) => break Err(error),
             }
         };
@@ -254,6 +297,13 @@ impl Client {
             debug!(client = self.number, %error, "control connection broken");
         }
         self.forget();
+    }
+
+    fn serve_next(self: &Arc<Self>, receiver: &mut Receiver) -> io::Result<bool> {
+        let Some((number, request, fds)) = receiver.request(&*self.socket)? else {
+            return Ok(false);
+        };
+        self.handle(number, request, fds).map(|()| true)
     }
 
     /// Withdraws what the program had and closes its connection.
@@ -466,10 +516,11 @@ impl Client {
     }
 
     fn listen(&self, port: u16, path: PathBuf, raw: bool) -> Answer {
-        let owners = |clients: &mut Clients| {
-            clients.ports.entry(port).or_default().insert(self.number);
+        let owns = |clients: &mut Clients| {
+            let owners = clients.ports.entry(port).or_default();
+            owners.insert(self.number)
         };
-        owners(&mut self.shared.clients());
+        let fresh = owns(&mut self.shared.clients());
         let listened = self.shared.calls.listen(port, &path, raw);
         let mut clients = self.shared.clients();
         let gone = !clients.sockets.contains_key(&self.number);
@@ -485,7 +536,10 @@ impl Client {
                 Answer::Done
             }
             Err(error) => {
-                clients.give_up(port, self.number);
+                // What it had before stays its own.
+                if fresh {
+                    clients.give_up(port, self.number);
+                }
                 Answer::failed(&error)
             }
         }
@@ -507,20 +561,23 @@ impl Client {
                 "{WAITING_MAX} calls of this program wait for the engine already"
             ));
         }
+        let client = Arc::clone(self);
+        let work = move || {
+            let Told { answer, fd } = call(&client).into();
+            client.waiting.fetch_sub(1, Ordering::AcqRel);
+            let fd = fd.as_ref().map(AsFd::as_fd);
+            if send_answer(&*client.socket, number, &answer, fd).is_err() {
+                let _ = shutdown(client.socket.as_fd(), Shutdown::Both);
+            }
+        };
+        if !self.shared.apart {
+            work();
+            return Ok(());
+        }
         let spawned = thread::Builder::new()
             .name("stp-control-call".to_owned())
             .stack_size(CALL_STACK_BYTES)
-            .spawn({
-                let client = Arc::clone(self);
-                move || {
-                    let Told { answer, fd } = call(&client).into();
-                    client.waiting.fetch_sub(1, Ordering::AcqRel);
-                    let fd = fd.as_ref().map(AsFd::as_fd);
-                    if send_answer(&*client.socket, number, &answer, fd).is_err() {
-                        let _ = shutdown(client.socket.as_fd(), Shutdown::Both);
-                    }
-                }
-            });
+            .spawn(work);
         if let Err(error) = spawned {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             return refuse(format!("the engine has no thread left: {error}"));

@@ -1,4 +1,4 @@
-//! The engine's control socket, and the messages of `stp run`.
+//! The control socket as it is used: a listening socket, a thread for each program and each call that waits.
 //!
 //! - Whatever datagrams a program sends, with or without descriptors, the engine goes on serving others.
 //! - Whatever an engine answers, a program's calls return.
@@ -20,7 +20,8 @@ use stp_host::control::{
     Calls, Client, ConnectFailure, Connected, Peer, Server, StreamToken, Verdict,
 };
 use stp_host::rendezvous::{RunDir, SocketPath, SystemDir};
-use stp_host::run::wire::{Answer, Request};
+
+use super::must;
 
 /// An engine that does nothing and says so.
 struct Idle;
@@ -82,10 +83,6 @@ impl Place {
     fn path(&self) -> SocketPath {
         must(SocketPath::new(&self.dir.engine_socket()))
     }
-}
-
-fn must<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The input's datagrams: a length each, then so many bytes. The number that answers are matched by is kept small.
@@ -177,7 +174,7 @@ pub fn program(data: &[u8]) {
             let greeted = recv(&socket, &mut request[..], RecvFlags::empty());
             let welcome = [
                 &[0; 9][..],
-                br#"{"welcome":{"version":1,"system":"alpha"}}"#,
+                br#"{"welcome":{"version":2,"system":"alpha"}}"#,
             ]
             .concat();
             if greeted.is_err() || (!data.len().is_multiple_of(4) && !send(&socket, &welcome, None))
@@ -196,22 +193,4 @@ pub fn program(data: &[u8]) {
             let _ = client.verdict(StreamToken(7));
         }
     });
-}
-
-/// The datagrams of `stp run`, both ways.
-pub fn run_messages(data: &[u8]) {
-    if let Ok((key, request)) = Request::decode(data) {
-        let again = request.encode(key);
-        match Request::decode(again.bytes()) {
-            Ok((found_key, found)) => assert!(
-                found_key == key && found == request,
-                "{request:?} became {found:?}"
-            ),
-            Err(error) => panic!("{request:?} is not read again: {error:?}"),
-        }
-    }
-    if let Ok(answer) = Answer::decode(data) {
-        let again = answer.encode();
-        assert_eq!(Answer::decode(again.bytes()), Ok(answer));
-    }
 }
