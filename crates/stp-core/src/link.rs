@@ -1,8 +1,9 @@
 //! The pair of links with one peer, and the sessions on them.
 //!
 //! - Each direction has a session number (epoch), chosen by its writer, that only rises within the
-//!   writer's incarnation. Whoever sees the peer's number rise ends all streams with it and raises their
-//!   own, unless the own number was raised first and waits for the answer (`peer_epoch` is 0).
+//!   writer's incarnation. Beside it stands the peer's number that it is with, 0 while it waits for that.
+//! - Whoever sees the peer's number rise beside a 0 ends all streams with it and raises their own. A rise beside a number
+//!   is an answer, which is never answered. A peer that is with an earlier number than the own one is waited for.
 //! - An ended session's numbers never come back: `floor` keeps the highest that is over.
 
 use crate::event::{ResetReason, StreamId};
@@ -92,6 +93,12 @@ impl Link {
         self.keys.clear();
         self.ending = None;
         self.outgoing.take().map(|outgoing| outgoing.ring())
+    }
+
+    /// Ends the peer's session only.
+    pub(crate) fn forget_peer_session(&mut self) {
+        self.peer_epoch = Epoch(0);
+        self.incoming = None;
     }
 
     /// As it stands in this node's seat record.

@@ -194,6 +194,16 @@ impl Node {
         }
     }
 
+    /// Ends the streams that the peer has named.
+    fn end_streams_of(&mut self, now: Time, seat: SeatId, reason: ResetReason) {
+        let keys = &mut self.links[usize::from(seat.0)].keys;
+        let named = keys.extract_if(.., |key, _| key.by_writer);
+        let ids: Vec<_> = named.map(|(_, id)| id).collect();
+        for id in ids {
+            self.end_stream(now, id, reason);
+        }
+    }
+
     /// Compares what the peer's record says of its link to this node with what this node knows.
     fn sync_link(&mut self, now: Time, seat: SeatId) {
         let Some(peer) = self.directory.peer(seat) else {
@@ -221,18 +231,12 @@ impl Node {
         }
         let link = &mut self.links[usize::from(seat.0)];
         if link.peer_epoch != Epoch(0) && entry.epoch > link.peer_epoch {
-            // The peer ended its session: it took this node for dead, or found it broken.
-            let floor = Epoch(entry.epoch.0 - 1);
-            self.end_streams(now, seat, ResetReason::PeerDied);
-            let link = &mut self.links[usize::from(seat.0)];
-            if let Some(ring) = link.end_sessions() {
-                self.extents.give_back(ring);
-            }
-            link.floor = floor;
-            self.own.ring();
+            self.follow_session(now, seat, entry);
         }
         let link = &mut self.links[usize::from(seat.0)];
-        if link.peer_epoch == Epoch(0) && entry.epoch > link.floor {
+        // A peer that still is in an earlier session of this node's begins a new one when it sees this one.
+        let is_meant = entry.acked_epoch == link.my_epoch || entry.acked_epoch == Epoch(0);
+        if link.peer_epoch == Epoch(0) && entry.epoch > link.floor && is_meant {
             link.peer_epoch = entry.epoch;
             self.own.ring();
         }
@@ -261,6 +265,25 @@ impl Node {
         {
             self.cut_off(now, seat, broken);
         }
+    }
+
+    /// The peer is in a new session.
+    fn follow_session(&mut self, now: Time, seat: SeatId, entry: LinkEntry) {
+        if entry.acked_epoch == Epoch(0) {
+            // It ended the old one itself: it took this node for dead, or found it broken.
+            self.end_streams(now, seat, ResetReason::PeerDied);
+            let link = &mut self.links[usize::from(seat.0)];
+            if let Some(ring) = link.end_sessions() {
+                self.extents.give_back(ring);
+            }
+        } else {
+            // An answer to a session of this node's. What this node opened in that stands: another new session
+            // would be answered in turn, without end.
+            self.end_streams_of(now, seat, ResetReason::PeerDied);
+            self.links[usize::from(seat.0)].forget_peer_session();
+        }
+        self.links[usize::from(seat.0)].floor = Epoch(entry.epoch.0 - 1);
+        self.own.ring();
     }
 
     /// An outgoing link to a living peer, begun if there is none.

@@ -160,6 +160,11 @@ impl Mallory {
 
     /// The number by which the victim numbers its session with Mallory.
     pub fn victim_epoch(&self, world: &World) -> Epoch {
+        self.victim_entry(world).epoch
+    }
+
+    /// What the victim's record says of its link to this peer.
+    pub fn victim_entry(&self, world: &World) -> LinkEntry {
         let seat = self.victim_node(world).seat();
         let copies = (0..2).filter_map(|copy| {
             let units = usize::from(world.geometry.record_units);
@@ -168,7 +173,7 @@ impl Mallory {
             SeatRecord::decode(bytes, VOLUME, &world.geometry, seat).ok()
         });
         let newest = copies.max_by_key(SeatRecord::age_key).unwrap();
-        newest.links[usize::from(self.record.seat.0)].epoch
+        newest.links[usize::from(self.record.seat.0)]
     }
 
     /// The head of its next segment.

@@ -4,6 +4,7 @@
 mod claim;
 mod handshake;
 mod helm;
+mod sessions;
 mod wake_up;
 
 use std::fmt::Debug;
