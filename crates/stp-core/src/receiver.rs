@@ -3,9 +3,9 @@
 //! - The reader knows the slot of the next segment; there is no head pointer to read.
 //! - A first look reads one unit, or as many as the last segment had if those were few; a segment that is
 //!   longer is then read whole.
-//! - Looks at further slots begin when the one before is known to be there, up to the depth; while large segments
-//!   come, as much later as experience says that the next one will be there. Each look that comes too early costs
-//!   as much as reading what it looks for.
+//! - Looks at further slots begin when the one before is known to be there, up to the depth. Each look that comes too
+//!   early costs as much as reading what it looks for: while large segments come one way, it is followed by a nap after
+//!   which several will be there.
 //! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
 //! - What this node sends after that makes an answer likely, as long as the peer's answers come promptly: then it looks
 //!   again from that moment on. For the answer to an opening it does so in any case.
@@ -23,12 +23,16 @@ use stp_format::{
 /// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
 /// cost more than looking twice.
 const GUESS_UNITS_MAX: usize = 8;
-/// While large segments come, a slot that was looked at too early is looked at again after a part of the lead, at
-/// least this and at most that.
+/// While large segments come, a slot that was looked at too early is looked at again after this at the least. Where that
+/// is all, they are parts of an answer: nobody else waits for it to be complete.
 const BULK_NAP_MIN: Duration = Duration::from_micros(100);
-const BULK_NAP_MAX: Duration = Duration::from_micros(400);
-/// Longest time from one large segment to the look for the next.
-const LEAD_MAX: Duration = Duration::from_micros(1500);
+/// Where they come one way it is so many of the gaps between them, and this at the most.
+const BULK_NAP_GAPS: u32 = 2;
+const BULK_NAP_MAX: Duration = Duration::from_millis(1);
+/// A ring of fewer slots holds up its writer if its reader naps longer than a gap.
+const BULK_NAP_SLOTS: u32 = 8;
+/// The part of the last gap in the mean.
+const GAP_PART: u32 = 8;
 /// The nap while this node sends in bulk and only acknowledgements come back.
 const QUIET_NAP: Duration = Duration::from_millis(2);
 /// An answer that takes longer than this to what was sent is none: the stream goes one way, or its end thinks.
@@ -69,14 +73,11 @@ impl Expected {
 #[derive(Debug, Default)]
 struct Stage {
     reading: bool,
-    misses: u32,
     late: u32,
     /// The segment is there; this many units.
     units: Option<usize>,
     segment: Option<UnitBuf>,
     look_at: Time,
-    /// When the first look was due.
-    first_look_at: Time,
 }
 
 impl Stage {
@@ -111,9 +112,8 @@ pub(crate) struct Incoming {
     stages: VecDeque<Stage>,
     news_at: Time,
     last_units: usize,
-    /// From the sight of a large segment to the look for the next: grows with every look that comes too early,
-    /// falls with every one that does not.
-    lead: Duration,
+    /// Between large segments that come one after the other, as a mean; 0 while none come.
+    gap: Duration,
     sighted_at: Time,
     /// The last segment carried no data: only acknowledgements and credit come at present.
     quiet: bool,
@@ -136,7 +136,7 @@ impl Incoming {
             stages: VecDeque::new(),
             news_at: now,
             last_units: 1,
-            lead: Duration::ZERO,
+            gap: Duration::ZERO,
             sighted_at: now,
             quiet: false,
             asked_at: None,
@@ -203,21 +203,28 @@ impl Incoming {
         (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
     }
 
-    /// When the first look at the slot behind the last one seen begins.
-    fn frontier_at(&self, now: Time) -> Time {
-        now.max(self.sighted_at + self.lead)
+    /// The nap after a look in vain, while large segments come.
+    fn bulk_nap(&self) -> Duration {
+        let gaps = match self.slots {
+            ..BULK_NAP_SLOTS => 1,
+            _ => BULK_NAP_GAPS,
+        };
+        match self.gap {
+            Duration::ZERO => Duration::ZERO,
+            _ if self.asked_at.is_some() => BULK_NAP_MIN,
+            gap => (gap * gaps).clamp(BULK_NAP_MIN, BULK_NAP_MAX),
+        }
     }
 
-    /// A segment's head was seen. The first look at it began at `first`, and `early` ones found nothing.
-    fn learn_lead(&mut self, now: Time, units: usize, first: Time, early: bool) {
+    /// A segment of so many units was seen for the first time. The gap before an answer says nothing about the next.
+    fn learn_gap(&mut self, now: Time, units: usize) {
+        let gap = now.since(self.sighted_at).min(BULK_NAP_MAX);
+        if units <= GUESS_UNITS_MAX {
+            self.gap = Duration::ZERO;
+        } else if self.asked_at.is_none() || self.gap.is_zero() {
+            self.gap = (self.gap * (GAP_PART - 1) + gap) / GAP_PART;
+        }
         self.sighted_at = now;
-        self.lead = if units <= GUESS_UNITS_MAX {
-            Duration::ZERO
-        } else if early {
-            (self.lead + now.since(first).min(LEAD_MAX) / 2).min(LEAD_MAX)
-        } else {
-            self.lead * 3 / 4
-        };
     }
 
     /// Whether only the directory tells of news.
@@ -239,10 +246,8 @@ impl Incoming {
                 return None;
             }
             if ahead == self.stages.len() {
-                let look_at = self.frontier_at(now);
                 self.stages.push_back(Stage {
-                    look_at,
-                    first_look_at: look_at,
+                    look_at: now,
                     ..Stage::default()
                 });
             }
@@ -276,7 +281,7 @@ impl Incoming {
             }
             let next_is_new = ahead + 1 == self.stages.len() && ahead + 1 < depth;
             if known && next_is_new && ahead + 1 < self.slots as usize {
-                due = earliest(due, Some(self.frontier_at(now)));
+                due = earliest(due, Some(now));
             }
         }
         due
@@ -292,7 +297,7 @@ impl Incoming {
         timings: &Timings,
         sends_bulk: bool,
     ) -> (Look, Option<UnitBuf>) {
-        let nap = self.nap(now, timings, sends_bulk);
+        let nap = self.nap(now, timings, sends_bulk).max(self.bulk_nap());
         let whole = usize::from(self.ring.slot_units);
         let Some(stage) = seq
             .0
@@ -314,7 +319,6 @@ impl Incoming {
                     return (stage.late(now), Some(buf));
                 }
                 let sighted = stage.units.replace(units).is_none();
-                let (first, early) = (stage.first_look_at, stage.misses > 0);
                 stage.look_at = now;
                 self.news_at = now;
                 let whole = units <= buf.units();
@@ -323,18 +327,13 @@ impl Incoming {
                     stage.segment = buf.take();
                 }
                 if sighted {
-                    self.learn_lead(now, units, first, early);
+                    self.learn_gap(now, units);
                 }
                 (Look::Found, buf)
             }
             // Zeros, an older segment, another session's: nothing new yet.
             Ok(_) | Err(_) => {
-                stage.misses = stage.misses.saturating_add(1);
-                let bulk_nap = match self.lead {
-                    Duration::ZERO => Duration::ZERO,
-                    lead => (lead / 4).clamp(BULK_NAP_MIN, BULK_NAP_MAX),
-                };
-                stage.look_at = now + nap.max(bulk_nap);
+                stage.look_at = now + nap;
                 (Look::Nothing, Some(buf))
             }
         }
