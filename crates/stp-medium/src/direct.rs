@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::{Errno, ReadWriteFlags};
 use stp_format::{Geometry, SeatId, UNIT_BYTES, UnitBuf};
@@ -230,6 +231,13 @@ impl Medium for Direct {
             && !self.inline
         {
             ring.kick();
+        }
+    }
+
+    fn kick_and_wait(&mut self, longest: Duration) {
+        match &mut self.backend {
+            Backend::Ring(ring) if !self.inline => ring.kick_and_wait(longest),
+            _ => self.kick(),
         }
     }
 

@@ -32,6 +32,7 @@ pub use spec::{Access, IoChoice, Kind, OpenError, OpenOptions, SpecError, Volume
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use stp_format::{Geometry, Place, SeatId, UnitBuf};
 
@@ -94,6 +95,12 @@ pub trait Medium: Send {
     /// Hands everything submitted to the storage. Call once after a batch of [`Medium::submit`].
     fn kick(&mut self);
 
+    /// As [`Medium::kick`], for a caller that has nothing to do before the first of what was submitted has ended: it may
+    /// be kept for so long if that saves it from being woken up.
+    fn kick_and_wait(&mut self, _longest: Duration) {
+        self.kick();
+    }
+
     /// The next finished operation, if there is one. Never blocks. Call it until it has none: operations
     /// beyond [`Medium::depth`] start when those before them were taken out.
     fn poll(&mut self) -> Option<Completion>;
@@ -141,6 +148,10 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
     fn kick(&mut self) {
         (**self).kick();
+    }
+
+    fn kick_and_wait(&mut self, longest: Duration) {
+        (**self).kick_and_wait(longest);
     }
 
     fn poll(&mut self) -> Option<Completion> {

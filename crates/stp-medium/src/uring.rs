@@ -94,6 +94,18 @@ impl Ring {
         }
     }
 
+    /// As [`Ring::kick`], and waits for a completion in the same system call, for so long at the most.
+    pub(crate) fn kick_and_wait(&mut self, longest: Duration) {
+        if self.unsubmitted && self.ring.params().is_feature_ext_arg() {
+            let longest = types::Timespec::from(longest);
+            let args = types::SubmitArgs::new().timespec(&longest);
+            // However it ends: what it has not taken is left in the queue.
+            let _ = self.ring.submitter().submit_with_args(1, &args);
+            self.unsubmitted = !self.ring.submission().is_empty();
+        }
+        self.kick();
+    }
+
     pub(crate) fn poll(&mut self) -> Option<Completion> {
         let mut asked = false;
         loop {

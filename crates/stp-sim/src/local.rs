@@ -163,6 +163,7 @@ impl Sockets {
             readable: true,
             writable: true,
             hangup: true,
+            plain: false,
         };
         self.tell(end, ready);
     }
@@ -366,6 +367,7 @@ impl LocalSide for SimLocal {
             readable: true,
             writable: closed,
             hangup: closed,
+            plain: false,
         };
         sockets.tell(socket.0, ready);
         Ok(())

@@ -341,6 +341,22 @@ impl Node {
             .or_else(|| self.poll_segment(now))
             .or_else(|| self.poll_looks(now))
             .or_else(|| self.poll_table(now))?;
+        self.count(&io);
+        Some(io)
+    }
+
+    /// The next read, if one is due: nothing needs to be drained before.
+    pub fn poll_read(&mut self, now: Time) -> Option<Io> {
+        self.tick(now);
+        if matches!(self.phase, Phase::Fenced | Phase::Left) {
+            return None;
+        }
+        let io = self.poll_looks(now)?;
+        self.count(&io);
+        Some(io)
+    }
+
+    fn count(&mut self, io: &Io) {
         match &io.action {
             IoAction::Read(buf) => {
                 self.counters.reads += 1;
@@ -356,7 +372,16 @@ impl Node {
                 self.counters.written_units += *units as u64;
             }
         }
-        Some(io)
+    }
+
+    /// Storage operations that it waits for.
+    pub fn transfers(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Whether bytes that arrived are to be handed over.
+    pub fn has_deliveries(&self) -> bool {
+        !self.deliver.is_empty()
     }
 
     /// When to call [`Node::handle_timeout`] and [`Node::poll_io`] again if nothing comes in before;

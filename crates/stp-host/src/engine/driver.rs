@@ -2,8 +2,8 @@
 //!
 //! - It owns no thread and never waits: whoever calls [`Driver::step`] waits between the steps, until
 //!   [`Step::wake_at`] or until something happens.
-//! - A step does bounded work in this order: completions, sockets, deadlines, events, deliveries, pulls,
-//!   submissions. What exceeds a budget is done in the next step ([`Step::more`]).
+//! - A step does bounded work in this order: completions, sockets, deadlines, events, reads that are due, deliveries,
+//!   pulls, submissions. What exceeds a budget is done in the next step ([`Step::more`]).
 //! - A stream's socket is closed only after its last received byte was handed over, or when it is reset.
 //! - A program's end without a mark is its death: the peer gets a reset, never a clean end.
 
@@ -12,19 +12,17 @@ mod lane;
 pub(super) mod leave;
 mod moves;
 mod openings;
+mod storage;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::ErrorKind;
 use std::sync::Arc;
 
-use stp_core::{
-    Claimed, Event, IoAction, IoDone, IoFault, Node, NodeConfig, ResetReason, SERVICE_PORT,
-    StreamId, Time,
-};
-use stp_format::{Place, SystemName};
-use stp_medium::{Completion, Medium};
+use stp_core::{Claimed, Event, Node, NodeConfig, ResetReason, SERVICE_PORT, StreamId, Time};
+use stp_format::SystemName;
+use stp_medium::Medium;
 
 use self::lane::{LaneEnd, Lanes};
+use self::storage::Submitted;
 use super::clock::Clock;
 use super::command::{Command, Reply};
 use super::error::connect_failure;
@@ -32,25 +30,16 @@ use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
 use super::moves::{Moves, fill};
 use super::ports::{Ports, WAIT_MAX, Waiting};
-use super::transfer::transfer;
 use super::verdict::{Ending, Verdicts};
 use crate::control::{ConnectFailure, Connected, StreamToken};
 
 /// Bounds of one step's work for each activity.
-const COMPLETIONS_MAX: usize = 256;
 const READY_MAX: usize = 512;
 const EVENTS_MAX: usize = 512;
 const DELIVERIES_MAX: usize = 512;
 const PULLS_MAX: usize = 512;
 /// Bytes moved in one step each way: a heartbeat never waits behind more.
 const STEP_BYTES_MAX: usize = 8 << 20;
-const SUBMISSIONS_MAX: usize = 256;
-/// A transfer of more units is a part of something large.
-const LARGE_UNITS: usize = 8;
-/// Reported for a storage error that carries no number: EIO.
-const ERRNO_IO: i32 = 5;
-/// Reported for a place outside the volume: EINVAL.
-const ERRNO_INVALID: i32 = 22;
 
 /// What a step leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,16 +91,6 @@ struct Opening<S> {
     skip: u64,
     raw: bool,
     reply: Reply<Result<Connected, ConnectFailure>>,
-}
-
-/// What came of handing operations to the storage.
-struct Submitted {
-    /// The budget was used up.
-    full: bool,
-    /// The storage has completed them.
-    complete: bool,
-    /// Those of many units.
-    large: usize,
 }
 
 #[derive(Debug)]
@@ -253,6 +232,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.expire_moves(now);
         self.drain_events(now);
         self.expire_kept(now);
+        if self.node.has_deliveries() && !self.medium.is_inline() {
+            self.read_ahead(now);
+        }
         more |= self.deliver(now);
         if self.moves != moves && ready(self) {
             step.more = true;
@@ -266,6 +248,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             complete,
             large,
         } = self.submit(now);
+        let now = self.clock.now();
         // What delivering and submitting brought about.
         more |= full | self.drain_events(now);
         self.tell_writers();
@@ -361,71 +344,6 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
     }
 
-    // --- storage
-
-    fn reap(&mut self) -> bool {
-        for _ in 0..COMPLETIONS_MAX {
-            let Some(Completion { id, buf, result }) = self.medium.poll() else {
-                return false;
-            };
-            let result = result.map_err(|error| {
-                tracing::debug!(volume = %self.label, %error, "a transfer failed");
-                let invalid = error.kind() == ErrorKind::InvalidInput;
-                let unnamed = if invalid { ERRNO_INVALID } else { ERRNO_IO };
-                // A read behind the end, a write behind a device's.
-                let lacks = matches!(
-                    error.kind(),
-                    ErrorKind::UnexpectedEof | ErrorKind::StorageFull
-                );
-                if lacks && !std::mem::replace(&mut self.lacks_told, true) {
-                    tracing::error!(
-                        volume = %self.label,
-                        %error,
-                        "the volume has lost its end, or its file system has no room for it: \
-                         streams wait until it has the size that `stp info` tells"
-                    );
-                }
-                IoFault {
-                    errno: error.raw_os_error().unwrap_or(unnamed),
-                }
-            });
-            let done = IoDone {
-                id: id.0,
-                buf,
-                result,
-            };
-            self.node.handle_io(self.clock.now(), done);
-        }
-        true
-    }
-
-    fn submit(&mut self, now: Time) -> Submitted {
-        let mut submitted = 0;
-        let mut large = 0;
-        while submitted < SUBMISSIONS_MAX {
-            let Some(io) = self.node.poll_io(now) else {
-                break;
-            };
-            let units = match &io.action {
-                IoAction::Read(buf) => buf.units(),
-                IoAction::Write { units, .. } => *units,
-            };
-            let is_large = matches!(io.place, Place::Slot { .. }) && units > LARGE_UNITS;
-            large += usize::from(is_large);
-            let (id, op) = transfer(io);
-            self.medium.submit(id, op);
-            submitted += 1;
-        }
-        if submitted > 0 {
-            self.medium.kick();
-        }
-        Submitted {
-            full: submitted == SUBMISSIONS_MAX,
-            complete: submitted > 0 && self.medium.is_inline(),
-            large,
-        }
-    }
-
     // --- local sockets
 
     fn drain_ready(&mut self) -> bool {
@@ -441,6 +359,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 self.node.writable(id);
             }
             if ready.readable && !stream.finished {
+                self.local.arrival_seen(&mut stream.socket, ready.plain);
                 self.node.readable(id);
             }
             if ready.hangup && !stream.hangup {
@@ -537,10 +456,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 },
             };
             match pulled {
-                Pulled::Bytes(count) => {
+                Pulled::Bytes(count) | Pulled::Last(count) => {
                     bytes_left = bytes_left.saturating_sub(count);
                     self.moves += 1;
-                    self.node.filled(now, id, count, true);
+                    let more = matches!(pulled, Pulled::Bytes(_));
+                    self.node.filled(now, id, count, more);
                 }
                 Pulled::Empty => self.node.filled(now, id, 0, false),
                 Pulled::Mark => {

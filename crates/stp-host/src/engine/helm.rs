@@ -28,7 +28,7 @@ use super::error::Stopped;
 use super::handle::Shared;
 use super::mailbox::Mailbox;
 use super::sockets::HostSockets;
-use super::wait::{Noted, Wait, collect};
+use super::wait::{Noted, collect, note};
 use crate::control::StreamToken;
 use crate::control::lane::{Bell, Got, Put};
 use crate::rendezvous::FileLock;
@@ -62,7 +62,6 @@ pub(super) type HostDriver = Driver<dyn Medium, MonotonicClock, HostSockets>;
 /// What it takes to drive; dropped from top to bottom.
 pub(super) struct Core {
     pub(super) driver: HostDriver,
-    pub(super) wait: Wait,
     /// Steps without a look at what the kernel has to tell.
     pub(super) blind: u32,
     /// Looks in vain since the processor was offered to others.
@@ -87,8 +86,10 @@ impl Core {
         for command in shared.take_commands() {
             self.driver.handle_command(command);
         }
-        for noted in shared.helm.noted.take() {
-            self.note(noted);
+        let local = self.driver.local_mut();
+        let changes = local.changes();
+        for (seen, noted) in shared.helm.noted.take() {
+            note(local, noted, seen == changes);
         }
         for token in shared.helm.readers.take() {
             self.driver.reader_waits(token);
@@ -116,7 +117,7 @@ impl Core {
     }
 
     fn note(&mut self, noted: Noted) {
-        self.wait.note(self.driver.local_mut(), noted);
+        note(self.driver.local_mut(), noted, true);
     }
 
     /// Whether the program that drives is, as good as, the only one that matters.
@@ -135,8 +136,8 @@ pub(super) struct Helm {
     core: Mutex<Option<Core>>,
     /// Everything that wakes the engine.
     epoll: Arc<OwnedFd>,
-    /// Collected by a thread that did not drive.
-    noted: Mailbox<Noted>,
+    /// Collected by a thread that did not drive, after so many changes of the sockets.
+    noted: Mailbox<(u64, Noted)>,
     /// Readers that went to the kernel without a word to the engine: another thread was driving.
     readers: Mailbox<StreamToken>,
     /// Program's threads that want in.
@@ -236,26 +237,24 @@ impl Helm {
                 return stopped;
             }
             let now = core.driver.now();
-            let waits = match turn.more {
-                true => Ok(false),
-                false => core.wait.prepare(now, turn.wake_at),
+            let timeout = match turn.more {
+                true => Some(Duration::ZERO),
+                false => turn.wake_at.map(|at| at.since(now)),
             };
-            let collected = match waits {
-                Ok(true) => {
-                    // Whoever lends itself meanwhile can drive.
-                    self.sleeps.store(true, Ordering::SeqCst);
-                    drop(guard);
-                    let collected = collect(&self.epoll, None, &mut events);
-                    self.sleeps.store(false, Ordering::SeqCst);
-                    self.noted.leave(events.drain(..));
-                    collected
-                }
-                Ok(false) => {
-                    let collected = collect(&self.epoll, Some(Duration::ZERO), &mut events);
-                    events.iter().for_each(|noted| core.note(*noted));
-                    collected
-                }
-                Err(error) => Err(error),
+            let collected = if timeout == Some(Duration::ZERO) {
+                let collected = collect(&self.epoll, timeout, &mut events);
+                events.iter().for_each(|noted| core.note(*noted));
+                collected
+            } else {
+                // Whoever lends itself meanwhile can drive.
+                self.sleeps.store(true, Ordering::SeqCst);
+                let changes = core.driver.local_mut().changes();
+                drop(guard);
+                let collected = collect(&self.epoll, timeout, &mut events);
+                self.sleeps.store(false, Ordering::SeqCst);
+                self.noted
+                    .leave(events.drain(..).map(|noted| (changes, noted)));
+                collected
             };
             events.clear();
             if let Err(error) = collected {
@@ -511,7 +510,7 @@ impl Helm {
         if !stays_away {
             self.call_back();
         }
-        // Its timer may have gone off unseen: from where it waits now nothing else would get it away.
+        // It waits for a deadline of before the loan: there may be an earlier one now.
         if !parked {
             shared.kick();
         }

@@ -20,13 +20,17 @@ pub struct Ready {
     pub writable: bool,
     /// The program can neither send nor receive any more.
     pub hangup: bool,
+    /// Nothing but bytes is there: no urgent one, no end. Nobody has received since.
+    pub plain: bool,
 }
 
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pulled {
-    /// So many bytes, at least one.
+    /// So many bytes, at least one. There may be more.
     Bytes(usize),
+    /// So many bytes, at least one. There were no more; what comes now is reported.
+    Last(usize),
     /// None now.
     Empty,
     /// None: the next byte is an urgent one. Told once for each.
@@ -83,6 +87,8 @@ pub trait LocalSide {
     fn await_room(&mut self, id: StreamId, socket: &mut Self::Socket);
     /// Room was reported: stops watching for it if nobody waited.
     fn room_seen(&mut self, id: StreamId, socket: &mut Self::Socket);
+    /// What is to be received was reported; `plain`: as [`Ready::plain`] says.
+    fn arrival_seen(&mut self, _socket: &mut Self::Socket, _plain: bool) {}
     /// Receives into `space`.
     fn recv(&mut self, socket: &mut Self::Socket, space: &mut [u8]) -> Pulled;
     /// Sends from `bytes`.

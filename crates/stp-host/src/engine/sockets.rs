@@ -6,10 +6,14 @@
 //! - A TCP socket of ours resets when it is closed, unless its stream has come to its end in both directions: an engine that
 //!   is killed never looks like the end of a stream.
 //! - A broken socket stays broken: the kernel tells an error once, and an end of file after it.
+//! - A receive is safe while the first byte that waits is known to be no urgent one: it stops before the next, and
+//!   what comes later comes behind. Where nothing but bytes was there and it brought fewer than it had room for, it has
+//!   brought all: whatever comes after that is reported. Only a Unix socket stops at passed descriptors, too.
 
 mod tcp;
 
-use std::io;
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +22,8 @@ use rustix::event::PollFlags;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendFlags, Shutdown, SocketFlags,
+    SocketType, sockopt,
 };
 use stp_core::StreamId;
 use stp_format::SystemName;
@@ -59,6 +64,8 @@ pub struct HostSocket {
     broken: bool,
     /// The urgent byte that comes next was told.
     mark_told: bool,
+    /// Nothing but bytes was there, and nobody has received since.
+    plain: bool,
 }
 
 #[derive(Debug)]
@@ -88,6 +95,7 @@ impl HostSocket {
             finished: false,
             broken: false,
             mark_told: false,
+            plain: false,
         }
     }
 
@@ -115,7 +123,9 @@ impl From<OwnedFd> for HostSocket {
 #[derive(Debug)]
 pub struct HostSockets {
     epoll: Arc<OwnedFd>,
-    ready: Vec<(StreamId, Ready)>,
+    ready: VecDeque<(StreamId, Ready)>,
+    /// Receives, and reports taken over.
+    changes: u64,
     deliveries: Deliveries,
 }
 
@@ -124,7 +134,8 @@ impl HostSockets {
     pub fn new(names: Arc<Names>) -> io::Result<Self> {
         Ok(Self {
             epoll: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
-            ready: Vec::new(),
+            ready: VecDeque::new(),
+            changes: 0,
             deliveries: Deliveries::new(names),
         })
     }
@@ -134,19 +145,26 @@ impl HostSockets {
         Arc::clone(&self.epoll)
     }
 
-    /// Takes over what the kernel reported for a socket.
-    pub(super) fn note(&mut self, id: StreamId, flags: EventFlags) {
+    /// A number that changes with each receive and with each report that is taken over.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes over what the kernel reported for a socket. `fresh`: nothing was received, or taken over, since.
+    pub(super) fn note(&mut self, id: StreamId, flags: EventFlags, fresh: bool) {
         let hangup = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         let ready = Ready {
             readable: hangup || flags.intersects(EventFlags::IN | EventFlags::RDHUP),
             writable: hangup || flags.contains(EventFlags::OUT),
             hangup,
+            plain: fresh && flags.difference(EventFlags::OUT) == EventFlags::IN,
         };
-        self.ready.push((id, ready));
+        self.changes += 1;
+        self.ready.push_back((id, ready));
     }
 
     fn interest(room: bool) -> EventFlags {
-        let always = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        let always = EventFlags::IN | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
         if room {
             always | EventFlags::OUT
         } else {
@@ -262,30 +280,42 @@ impl LocalSide for HostSockets {
         }
     }
 
+    fn arrival_seen(&mut self, socket: &mut HostSocket, plain: bool) {
+        // The last report counts: an end or an urgent byte may have come behind the bytes.
+        socket.plain = plain;
+    }
+
     fn recv(&mut self, socket: &mut HostSocket, space: &mut [u8]) -> Pulled {
+        let mut plain = std::mem::take(&mut socket.plain);
         let Some(fd) = socket.fd() else {
             return Pulled::Empty;
         };
         if space.is_empty() {
             return Pulled::Empty;
         }
-        if !socket.mark_told {
+        self.changes += 1;
+        if !plain && !socket.mark_told {
             match sys::next(fd) {
                 Next::Nothing => return Pulled::Empty,
                 Next::Urgent => {
                     socket.mark_told = true;
                     return Pulled::Mark;
                 }
+                Next::Plain => plain = true,
                 Next::Other => {}
             }
         }
         loop {
-            return match rustix::net::recv(fd, &mut *space, RecvFlags::DONTWAIT) {
+            let wanted = space.len();
+            return match receive(&socket.end, fd, space) {
                 Ok((0, _)) if socket.broken => Pulled::Broken,
                 Ok((0, _)) => Pulled::End,
-                Ok((n, _)) => {
+                Ok((n, stopped)) => {
                     socket.mark_told = false;
-                    Pulled::Bytes(n)
+                    match plain && !stopped && n < wanted {
+                        true => Pulled::Last(n),
+                        false => Pulled::Bytes(n),
+                    }
                 }
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => Pulled::Empty,
@@ -403,8 +433,21 @@ impl LocalSide for HostSockets {
     }
 
     fn poll_ready(&mut self) -> Option<(StreamId, Ready)> {
-        self.ready.pop()
+        self.ready.pop_front()
     }
+}
+
+/// Receives bytes, and whether the kernel stopped at descriptors that the program passed: those are closed.
+fn receive(end: &End, fd: &OwnedFd, space: &mut [u8]) -> Result<(usize, bool), Errno> {
+    if let End::Unix(_) = end {
+        let mut none = RecvAncillaryBuffer::default();
+        let into = &mut [IoSliceMut::new(space)];
+        let message = rustix::net::recvmsg(fd, into, &mut none, RecvFlags::DONTWAIT)?;
+        let stopped = message.flags.contains(ReturnFlags::CTRUNC);
+        return Ok((message.bytes, stopped));
+    }
+    let (bytes, _) = rustix::net::recv(fd, space, RecvFlags::DONTWAIT)?;
+    Ok((bytes, false))
 }
 
 /// All bytes that wait in a socket, which keeps them.
@@ -430,4 +473,160 @@ fn bind_name(fd: &OwnedFd, peer: &SystemName, port: u16, token: StreamToken) -> 
         token: token.0,
     };
     Ok(rustix::net::bind(fd, &name.address()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, send, sendmsg, shutdown};
+    use stp_format::VolumeId;
+
+    use super::*;
+    use crate::address::Addresses;
+
+    fn sockets() -> HostSockets {
+        let addresses = Addresses::new(VolumeId([7; 16]));
+        HostSockets::new(Arc::new(Names::new(addresses, "alpha".parse().unwrap()))).unwrap()
+    }
+
+    fn unix() -> (OwnedFd, HostSocket) {
+        let (program, engine) = UnixStream::pair().unwrap();
+        (program.into(), HostSocket::from(OwnedFd::from(engine)))
+    }
+
+    fn tcp() -> (OwnedFd, HostSocket) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        program.set_nodelay(true).unwrap();
+        let (engine, _) = listener.accept().unwrap();
+        sockopt::set_socket_oobinline(&engine, true).unwrap();
+        (program.into(), HostSocket::tcp(engine.into()))
+    }
+
+    /// What is received until nothing is left, with so much room each time.
+    fn drain(engine: &mut HostSocket, room: usize) -> Vec<Pulled> {
+        let mut sockets = sockets();
+        let mut space = vec![0; room];
+        let mut seen = Vec::new();
+        loop {
+            let pulled = sockets.recv(engine, &mut space);
+            seen.push(pulled);
+            if !matches!(pulled, Pulled::Bytes(_) | Pulled::Mark) {
+                return seen;
+            }
+        }
+    }
+
+    fn wait_for(engine: &HostSocket, bytes: u64) {
+        while rustix::io::ioctl_fionread(engine.fd().unwrap()).unwrap() < bytes {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_short_receive_is_the_last_where_nothing_but_bytes_is_there() {
+        for (program, mut engine) in [unix(), tcp()] {
+            send(&program, b"abc", SendFlags::empty()).unwrap();
+            wait_for(&engine, 3);
+            assert_eq!(drain(&mut engine, 8), [Pulled::Last(3)]);
+            assert_eq!(drain(&mut engine, 8), [Pulled::Empty]);
+            send(&program, b"abc", SendFlags::empty()).unwrap();
+            wait_for(&engine, 3);
+            assert_eq!(drain(&mut engine, 2), [Pulled::Bytes(2), Pulled::Last(1)]);
+            send(&program, b"ab", SendFlags::empty()).unwrap();
+            wait_for(&engine, 2);
+            assert_eq!(drain(&mut engine, 2), [Pulled::Bytes(2), Pulled::Empty]);
+        }
+    }
+
+    #[test]
+    fn the_end_behind_bytes_is_found_without_another_report() {
+        for (program, mut engine) in [unix(), tcp()] {
+            send(&program, b"abc", SendFlags::empty()).unwrap();
+            shutdown(&program, Shutdown::Write).unwrap();
+            wait_for(&engine, 3);
+            while !polled(engine.fd().unwrap(), PollFlags::RDHUP).contains(PollFlags::RDHUP) {
+                std::thread::yield_now();
+            }
+            assert_eq!(drain(&mut engine, 8), [Pulled::Bytes(3), Pulled::End]);
+        }
+    }
+
+    #[test]
+    fn bytes_behind_passed_descriptors_are_found_without_another_report() {
+        let (program, mut engine) = unix();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut passed = SendAncillaryBuffer::new(&mut space);
+        let fds = [program.as_fd()];
+        assert!(passed.push(SendAncillaryMessage::ScmRights(&fds)));
+        let bytes = [io::IoSlice::new(b"a")];
+        sendmsg(&program, &bytes, &mut passed, SendFlags::empty()).unwrap();
+        send(&program, b"bc", SendFlags::empty()).unwrap();
+        assert_eq!(drain(&mut engine, 8), [Pulled::Bytes(1), Pulled::Last(2)]);
+    }
+
+    #[test]
+    fn an_urgent_byte_behind_others_is_told_without_another_report() {
+        for (program, mut engine) in [unix(), tcp()] {
+            send(&program, b"ab", SendFlags::empty()).unwrap();
+            if send(&program, b"!", SendFlags::OOB).is_err() {
+                // A kernel whose Unix sockets have no urgent bytes.
+                continue;
+            }
+            wait_for(&engine, 3);
+            let seen = drain(&mut engine, 8);
+            assert_eq!(seen[..2], [Pulled::Bytes(2), Pulled::Mark], "{seen:?}");
+        }
+    }
+
+    /// Bytes are reported, and before they are received their end is, too.
+    #[test]
+    fn the_end_that_is_reported_behind_bytes_is_found() {
+        for (program, mut engine) in [unix(), tcp()] {
+            let mut sockets = sockets();
+            send(&program, b"a", SendFlags::empty()).unwrap();
+            wait_for(&engine, 1);
+            shutdown(&program, Shutdown::Write).unwrap();
+            while !polled(engine.fd().unwrap(), PollFlags::RDHUP).contains(PollFlags::RDHUP) {
+                std::thread::yield_now();
+            }
+            for flags in [EventFlags::IN, EventFlags::IN | EventFlags::RDHUP] {
+                sockets.note(StreamId(1), flags, true);
+                let (_, ready) = sockets.poll_ready().unwrap();
+                sockets.arrival_seen(&mut engine, ready.plain);
+            }
+            assert_eq!(drain(&mut engine, 8), [Pulled::Bytes(1), Pulled::End]);
+        }
+    }
+
+    /// What was reported before somebody received says nothing about what is there now.
+    #[test]
+    fn an_urgent_byte_that_comes_alone_is_told() {
+        for (program, mut engine) in [unix(), tcp()] {
+            let mut sockets = sockets();
+            let id = StreamId(1);
+            sockets.watch(id, &mut engine).unwrap();
+            send(&program, b"a", SendFlags::empty()).unwrap();
+            wait_for(&engine, 1);
+            sockets.note(id, EventFlags::IN, true);
+            let (_, ready) = sockets.poll_ready().unwrap();
+            assert!(ready.plain);
+            sockets.arrival_seen(&mut engine, ready.plain);
+            let mut space = [0; 8];
+            assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Last(1));
+            if send(&program, b"!", SendFlags::OOB).is_err() {
+                continue;
+            }
+            wait_for(&engine, 1);
+            sockets.note(id, EventFlags::IN, false);
+            let (_, ready) = sockets.poll_ready().unwrap();
+            sockets.arrival_seen(&mut engine, ready.plain);
+            assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Mark);
+            assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Bytes(1));
+        }
+    }
 }

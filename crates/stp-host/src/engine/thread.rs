@@ -18,7 +18,7 @@ use super::handle::{EngineConfig, Shared, VolumeInfo};
 use super::helm::{Core, Helm, panic_text};
 use super::sockets::{HostSockets, Names};
 use super::verdict::Verdicts;
-use super::wait::Wait;
+use super::wait::{wait_exactly, watch};
 use crate::address::Addresses;
 
 /// A running engine's parts, for its handle.
@@ -93,8 +93,8 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let kick: Arc<OwnedFd> =
         Arc::new(eventfd(0, flags).map_err(|errno| AttachError::Resources(errno.into()))?);
-    let wait =
-        Wait::new(&local, Arc::clone(&kick), medium.wait_fd()).map_err(AttachError::Resources)?;
+    watch(&local, &kick, medium.wait_fd()).map_err(AttachError::Resources)?;
+    wait_exactly();
     let node = NodeConfig {
         volume,
         geometry,
@@ -133,7 +133,6 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
     Ok((
         Core {
             driver,
-            wait,
             blind: 0,
             vain: 0,
             _lock: lock,

@@ -1,24 +1,20 @@
-//! The engine's one wait: sockets, storage, commands and the next deadline under one epoll.
+//! The engine's one wait: sockets, storage and commands under one epoll, until the next deadline.
 //!
-//! - The timer is a descriptor of its own, so a deadline is kept to the microsecond on every kernel; it
-//!   is set again only when an earlier deadline comes up.
+//! - A deadline is kept to the microsecond: it is the wait's own time-out, in nanoseconds (`epoll_pwait2`; where there is none,
+//!   `ppoll` and `epoll_wait` together).
 //! - Collecting needs no hold on the engine: what was collected is noted by whoever drives next.
 //! - An early wake-up is possible and harmless.
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-use stp_core::{StreamId, Time};
+use stp_core::StreamId;
 
 use super::sockets::HostSockets;
 
@@ -27,80 +23,36 @@ const EVENTS_MAX: usize = 256;
 /// Stand for other sources than streams. A node's stream numbers never get that far.
 const KICK: u64 = u64::MAX;
 const STORAGE: u64 = u64::MAX - 1;
-const TIMER: u64 = u64::MAX - 2;
+/// How much later than asked for a wait may end, so that the kernel can end several at once: it would take 50 us, which is
+/// as long as a nap between two looks.
+const SLACK_NS: u64 = 1000;
 
-/// Everything that wakes the engine but its sockets.
-#[derive(Debug)]
-pub(super) struct Wait {
-    timer: OwnedFd,
-    /// When the timer goes off, if it is set and has not.
-    set_for: Option<Time>,
-    /// Kept open as long as it is watched.
-    _kick: Arc<OwnedFd>,
+/// Watches the commands' descriptor and the storage's, if it has one, as long as they are open.
+pub(super) fn watch(
+    local: &HostSockets,
+    kick: &OwnedFd,
+    storage: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    // An edge suffices: the counter need not be read.
+    let edge = EventFlags::IN | EventFlags::ET;
+    epoll::add(&*local.epoll(), kick, EventData::new_u64(KICK), edge)?;
+    if let Some(storage) = storage {
+        let data = EventData::new_u64(STORAGE);
+        epoll::add(&*local.epoll(), storage, data, EventFlags::IN)?;
+    }
+    Ok(())
 }
 
-impl Wait {
-    /// Watches the commands' descriptor and the storage's, if it has one.
-    pub(super) fn new(
-        local: &HostSockets,
-        kick: Arc<OwnedFd>,
-        storage: Option<BorrowedFd<'_>>,
-    ) -> io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        // Edges suffice: neither the counter nor the timer needs to be read.
-        let edge = EventFlags::IN | EventFlags::ET;
-        epoll::add(&*local.epoll(), &*kick, EventData::new_u64(KICK), edge)?;
-        epoll::add(&*local.epoll(), &timer, EventData::new_u64(TIMER), edge)?;
-        if let Some(storage) = storage {
-            let data = EventData::new_u64(STORAGE);
-            epoll::add(&*local.epoll(), storage, data, EventFlags::IN)?;
-        }
-        Ok(Self {
-            timer,
-            set_for: None,
-            _kick: kick,
-        })
-    }
+/// The calling thread's waits end on time. Without that they end a little later.
+pub(super) fn wait_exactly() {
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(SLACK_NS));
+}
 
-    /// Sets the timer for `deadline`; `false` if that has come already.
-    pub(super) fn prepare(&mut self, now: Time, deadline: Option<Time>) -> io::Result<bool> {
-        let Some(deadline) = deadline else {
-            return Ok(true);
-        };
-        if deadline <= now {
-            return Ok(false);
-        }
-        if self.set_for.is_none_or(|set_for| deadline < set_for) {
-            self.set(deadline.since(now))?;
-            self.set_for = Some(deadline);
-        }
-        Ok(true)
-    }
-
-    /// Takes over what was collected.
-    pub(super) fn note(&mut self, local: &mut HostSockets, noted: Noted) {
-        match noted.source {
-            TIMER => self.set_for = None,
-            KICK | STORAGE => {}
-            id => local.note(StreamId(id), noted.flags),
-        }
-    }
-
-    fn set(&self, delay: Duration) -> io::Result<()> {
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let spec = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: i64::try_from(delay.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(delay.subsec_nanos()),
-            },
-        };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &spec)?;
-        Ok(())
+/// Takes over what was collected. `fresh`: nothing was received, or taken over, since.
+pub(super) fn note(local: &mut HostSockets, noted: Noted, fresh: bool) {
+    match noted.source {
+        KICK | STORAGE => {}
+        id => local.note(StreamId(id), noted.flags, fresh),
     }
 }
 
@@ -117,28 +69,23 @@ pub(super) fn collect(
     timeout: Option<Duration>,
     into: &mut Vec<Noted>,
 ) -> io::Result<()> {
-    let zero = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
-        // An epoll itself waits in whole milliseconds.
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(timeout.subsec_nanos()),
-        };
-        let mut watched = [PollFd::new(epoll, PollFlags::IN)];
-        match poll(&mut watched, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(()),
-            Ok(_) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    let timeout = timeout.map(|_| &zero);
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    });
     let mut space = [const { MaybeUninit::<Event>::uninit() }; EVENTS_MAX];
-    let events = match epoll::wait(epoll, &mut space, timeout) {
+    let events = match epoll::wait(epoll, &mut space, timeout.as_ref()) {
         Ok((events, _)) => events,
         Err(Errno::INTR) => return Ok(()),
+        // A kernel before 5.11, or a filter in front of it, which knows whole milliseconds only.
+        Err(Errno::NOSYS | Errno::PERM) if timeout.is_some_and(|t| t != Timespec::default()) => {
+            let mut watched = [PollFd::new(epoll, PollFlags::IN)];
+            return match poll(&mut watched, timeout.as_ref()) {
+                Ok(0) | Err(Errno::INTR) => Ok(()),
+                Ok(_) => collect(epoll, Some(Duration::ZERO), into),
+                Err(errno) => Err(errno.into()),
+            };
+        }
         Err(errno) => return Err(errno.into()),
     };
     into.extend(events.iter().map(|event| Noted {

@@ -96,6 +96,8 @@ fn named(name: &str) -> io::Result<libc::ifreq> {
 pub(crate) enum Next {
     Nothing,
     Urgent,
+    /// Bytes, and nothing else behind them.
+    Plain,
     /// Bytes, the end, or an error: what a receive tells, which stops before the next urgent byte.
     Other,
 }
@@ -103,9 +105,11 @@ pub(crate) enum Next {
 /// What comes next in a stream socket. Of an empty one the kernel knows no mark, so what is to be received is there
 /// before the mark is asked for; an urgent byte that comes later comes behind it.
 pub(crate) fn next(socket: impl AsFd) -> Next {
-    let seen = polled(&socket, PollFlags::IN | PollFlags::PRI);
+    let seen = polled(&socket, PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP);
     if seen.is_empty() {
         Next::Nothing
+    } else if seen == PollFlags::IN {
+        Next::Plain
     } else if seen.contains(PollFlags::PRI) && is_at_mark(&socket) {
         Next::Urgent
     } else {

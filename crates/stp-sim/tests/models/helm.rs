@@ -2,10 +2,9 @@
 //! saw it, and however loans, the engine's staying away and its being called back fall together.
 //!
 //! - One lock lets one thread drive: that is the mutex's doing. What can go wrong is what a thread knows when it lets
-//!   go: events that it collected and did not use, a timer that went off unseen, a deadline that nobody has set a
-//!   timer for.
+//!   go: events that it collected and did not use, a deadline that nobody waits for.
 //! - The kernel reports an event once, to whoever collects first. The engine's thread may collect and find the node
-//!   lent: it leaves notes. A program's thread that drives sets no timer.
+//!   lent: it leaves notes. A wait's time-out is its thread's own, for the deadline that it knew when it let go.
 //! - A parked engine looks up at least every `AWAY_MAX`, and stays while it is lent or away: the model lets that
 //!   time pass at any moment.
 
@@ -27,12 +26,14 @@ enum Engine {
     Wanting,
     /// It has the lock and has taken the commands; the notes are next.
     Driving,
-    /// The step is done; the timer is next, and letting go.
+    /// The step is done; letting go is next.
     Stepped,
     /// In the kernel, without the lock.
     Asleep,
     /// It has collected this, and no lock.
-    Collected(Seen),
+    Collected {
+        socket: bool,
+    },
     /// It has left notes, and will say so.
     Noting,
 }
@@ -77,44 +78,25 @@ enum Caller {
     Cleared,
 }
 
-/// What was reported and collected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-struct Seen {
-    socket: bool,
-    timer: bool,
-}
-
-impl Seen {
-    fn any(self) -> bool {
-        self.socket || self.timer
-    }
-
-    fn with(self, other: Self) -> Self {
-        Self {
-            socket: self.socket || other.socket,
-            timer: self.timer || other.timer,
-        }
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct World {
     engine: Engine,
     programs: Vec<Program>,
     caller: Caller,
     /// Reported by the kernel and not collected.
-    edge: Seen,
+    edge: bool,
     kick: bool,
-    /// The timer runs; the core believes so.
-    timer_set: bool,
-    believed_set: bool,
+    /// The engine's wait ends at the deadline.
+    timeout: bool,
     /// What the node has to do at a time: nobody has done it.
     deadline: bool,
     /// The time has come.
     due: bool,
+    /// A socket had something, and no step has known of it.
+    happened: bool,
     /// Told to the core, done by its next step.
     known: bool,
-    notes: Seen,
+    notes: bool,
     has_notes: bool,
     commands: u8,
     lent: bool,
@@ -149,8 +131,6 @@ struct Helm {
     no_kick: bool,
     /// What was collected without the lock is dropped if the node is lent.
     drops_notes: bool,
-    /// The engine believes in its timer, whoever saw it go off.
-    keeps_belief: bool,
 }
 
 impl Helm {
@@ -161,22 +141,18 @@ impl Helm {
             events,
             no_kick: false,
             drops_notes: false,
-            keeps_belief: false,
-        }
-    }
-
-    fn note(&self, world: &mut World, seen: Seen) {
-        world.known |= seen.socket;
-        if seen.timer && !self.keeps_belief {
-            world.believed_set = false;
         }
     }
 
     /// A step: everything known is done, and what is due.
     fn step(world: &mut World) {
-        world.known = false;
+        if std::mem::take(&mut world.known) {
+            world.happened = false;
+        }
         if world.due {
             (world.due, world.deadline) = (false, false);
+            // Who waits for the one that is done does not wait for the next.
+            world.timeout = false;
             // The next one: a node always has one.
             if world.deadlines_left > 0 {
                 world.deadlines_left -= 1;
@@ -185,10 +161,9 @@ impl Helm {
         }
     }
 
-    fn take_notes(&self, world: &mut World) {
+    fn take_notes(world: &mut World) {
         if std::mem::take(&mut world.has_notes) {
-            let notes = std::mem::take(&mut world.notes);
-            self.note(world, notes);
+            world.known |= std::mem::take(&mut world.notes);
         }
     }
 
@@ -218,7 +193,7 @@ impl Helm {
                 Engine::Driving
             }
             Engine::Driving => {
-                self.take_notes(world);
+                Self::take_notes(world);
                 Self::step(world);
                 Engine::Stepped
             }
@@ -226,22 +201,21 @@ impl Helm {
                 // It came while it stepped: no wait.
                 true => Engine::Looking,
                 false => {
-                    if world.deadline && !world.believed_set {
-                        (world.timer_set, world.believed_set) = (true, true);
-                    }
+                    world.timeout = world.deadline;
                     Engine::Asleep
                 }
             },
             Engine::Asleep => {
-                world.kick = false;
-                Engine::Collected(std::mem::take(&mut world.edge))
+                (world.kick, world.timeout) = (false, false);
+                let socket = std::mem::take(&mut world.edge);
+                Engine::Collected { socket }
             }
-            Engine::Collected(seen) => {
+            Engine::Collected { socket } => {
                 match self.drops_notes && world.lent {
                     true => {}
-                    false => world.notes = world.notes.with(seen),
+                    false => world.notes |= socket,
                 }
-                match seen.any() {
+                match socket {
                     true => Engine::Noting,
                     false => Engine::Looking,
                 }
@@ -263,13 +237,12 @@ impl Helm {
             Program::Lending => Program::Steering,
             Program::Steering => {
                 world.kick = false;
-                let seen = std::mem::take(&mut world.edge);
-                self.note(world, seen);
+                world.known |= std::mem::take(&mut world.edge);
                 world.commands = 0;
                 Program::Turning
             }
             Program::Turning => {
-                self.take_notes(world);
+                Self::take_notes(world);
                 Self::step(world);
                 Program::Steering
             }
@@ -339,14 +312,14 @@ impl Model for Helm {
             engine: Engine::Looking,
             programs: vec![Program::Idle; self.programs],
             caller: Caller::Idle,
-            edge: Seen::default(),
+            edge: false,
             kick: false,
-            timer_set: false,
-            believed_set: false,
+            timeout: false,
             deadline: true,
             due: false,
+            happened: false,
             known: false,
-            notes: Seen::default(),
+            notes: false,
             has_notes: false,
             commands: 0,
             lent: false,
@@ -364,7 +337,7 @@ impl Model for Helm {
         let locked = Self::is_locked(world);
         match world.engine {
             Engine::Wanting if locked => {}
-            Engine::Asleep if !(world.kick || world.edge.any()) => {}
+            Engine::Asleep if !is_woken(world) => {}
             // Called back, or neither lent nor away any more when it looks up.
             Engine::Parked if world.parked && (world.lent || world.away) => {}
             _ => acts.push(Act::Engine),
@@ -408,14 +381,9 @@ impl Model for Helm {
             Act::Caller => Self::caller_moves(&mut next),
             Act::Socket => {
                 next.sockets_left -= 1;
-                next.edge.socket = true;
+                (next.edge, next.happened) = (true, true);
             }
-            Act::TimeComes => {
-                next.due = true;
-                if std::mem::take(&mut next.timer_set) {
-                    next.edge.timer = true;
-                }
-            }
+            Act::TimeComes => next.due = true,
         }
         Some(next)
     }
@@ -423,11 +391,11 @@ impl Model for Helm {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("nothing is slept over", |_, world: &World| {
-                let left = world.commands > 0 || world.known || world.notes.any() || world.due;
+                let left = world.commands > 0 || world.happened || world.notes || world.due;
                 !(is_settled(world) && left)
             }),
-            Property::always("a deadline has its timer", |_, world: &World| {
-                let covered = !world.deadline || world.due || world.timer_set;
+            Property::always("a deadline is waited for", |_, world: &World| {
+                let covered = !world.deadline || world.due || world.timeout;
                 covered || !is_settled(world)
             }),
             Property::sometimes(REST, |helm: &Self, world| {
@@ -437,13 +405,18 @@ impl Model for Helm {
     }
 }
 
+/// Something ends the engine's wait.
+fn is_woken(world: &World) -> bool {
+    world.kick || world.edge || (world.timeout && world.due)
+}
+
 /// Every thread rests and nothing is on its way that would wake one.
 fn is_settled(world: &World) -> bool {
     let rest = world
         .programs
         .iter()
         .all(|program| *program == Program::Idle);
-    let asleep = world.engine == Engine::Asleep && !world.kick && !world.edge.any();
+    let asleep = world.engine == Engine::Asleep && !is_woken(world);
     rest && asleep && world.caller == Caller::Idle
 }
 
@@ -484,13 +457,4 @@ fn events_that_are_dropped_are_found() {
         ..Helm::sound(1, 2, 1)
     };
     assert!(!faults("helm, notes dropped", helm).is_empty());
-}
-
-#[test]
-fn a_timer_that_went_off_unseen_is_found() {
-    let helm = Helm {
-        keeps_belief: true,
-        ..Helm::sound(1, 2, 1)
-    };
-    assert!(!faults("helm, timer unseen", helm).is_empty());
 }

@@ -74,7 +74,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         while opening.skip > 0 {
             let wanted = opening.skip.min(SKIP_BYTES_MAX) as usize;
             match self.local.recv(&mut opening.socket, &mut space[..wanted]) {
-                Pulled::Bytes(count) => opening.skip = opening.skip.saturating_sub(count as u64),
+                Pulled::Bytes(count) | Pulled::Last(count) => {
+                    opening.skip = opening.skip.saturating_sub(count as u64);
+                }
                 Pulled::Mark => {}
                 Pulled::Empty | Pulled::End | Pulled::Broken => {
                     return Err("the program closed its socket while the stream was opened".into());
