@@ -5,6 +5,7 @@
 //! - A slot is reused only after its segment was acknowledged *and* no write to it is under way.
 //! - Group commit: with nothing under way, whatever there is goes out at once; otherwise only a segment that
 //!   is nearly full does, up to the depth.
+//! - A full segment may have its number before it can be written: a program's writes are not held up by each.
 
 use crate::event::StreamId;
 use crate::time::{Time, earliest};
@@ -28,6 +29,8 @@ const REWRITE_SCAN: usize = 8;
 const POOL_BUFS: usize = 24;
 /// A segment of at most this many units is copied to a buffer of its size, and the large one reused.
 const SMALL_UNITS: usize = 8;
+/// Full segments that wait for their turn to be written, at the most.
+const AHEAD_MAX: usize = 2;
 /// Silence after which the peer is taken not to look at the link but only at the directory.
 const DOORBELL_AFTER: Duration = Duration::from_millis(100);
 
@@ -107,6 +110,8 @@ pub(crate) struct Outgoing {
     /// Writes under way to slots of segments that were acknowledged meanwhile.
     lingering: Vec<(u64, u32)>,
     in_flight: usize,
+    /// The newest in `kept` that were never written.
+    unwritten: usize,
     builder: Option<SegmentBuilder>,
     /// What the builder holds makes the peer say something soon.
     asks: Asks,
@@ -132,6 +137,7 @@ impl Outgoing {
             kept: VecDeque::new(),
             lingering: Vec::new(),
             in_flight: 0,
+            unwritten: 0,
             builder: None,
             asks: Asks::Nothing,
             builder_fins: Vec::new(),
@@ -239,9 +245,21 @@ impl Outgoing {
 
     /// Whether a new segment shall be numbered now; `ack_due` asks for one even without frames.
     pub(crate) fn may_seal(&self, depth: usize, ack_due: bool) -> bool {
+        let under_way = self.in_flight + self.unwritten;
         (self.has_frames() || ack_due)
             && self.has_slot()
-            && (self.in_flight == 0 || (self.in_flight < depth && self.nearly_full()))
+            && (under_way == 0 || (under_way < depth && self.nearly_full()))
+    }
+
+    /// Whether a program that writes more than there is room for may number the segment being filled, though it cannot
+    /// be written yet: then the program goes on, and whoever writes finds several.
+    pub(crate) fn may_seal_ahead(&self) -> bool {
+        self.nearly_full() && self.unwritten < AHEAD_MAX && self.has_slot()
+    }
+
+    /// Whether a segment that has a number can be written for the first time.
+    pub(crate) fn may_write(&self, depth: usize) -> bool {
+        self.unwritten > 0 && self.in_flight < depth
     }
 
     /// Whether the segment being filled has frames.
@@ -252,8 +270,8 @@ impl Outgoing {
     }
 
     /// Whether [`Outgoing::next_write`] has something.
-    pub(crate) fn next_write_due(&self, now: Time, patient: bool) -> bool {
-        self.next_due_write(now, patient).is_some()
+    pub(crate) fn next_write_due(&self, now: Time, patient: bool, depth: usize) -> bool {
+        self.next_due_write(now, patient, depth).is_some()
     }
 
     /// Whether the peer may have stopped looking at this link.
@@ -287,6 +305,7 @@ impl Outgoing {
             buf
         };
         self.next_seq = seq.next();
+        self.unwritten += 1;
         self.sealed_at = Some(now);
         let fins = core::mem::take(&mut self.builder_fins);
         self.fins.extend(fins.into_iter().map(|id| (seq, id)));
@@ -316,11 +335,13 @@ impl Outgoing {
         op: u64,
         rewrite: Duration,
         patient: bool,
+        depth: usize,
     ) -> Option<(SegmentWrite, bool)> {
-        let at = self.next_due_write(now, patient)?;
+        let at = self.next_due_write(now, patient, depth)?;
         self.in_flight += 1;
         let kept = &mut self.kept[at];
         let again = kept.tries > 0;
+        self.unwritten -= usize::from(!again);
         kept.writing = Some(op);
         kept.tries += 1;
         let (seq, data, units) = (kept.seq, Arc::clone(&kept.data), kept.units);
@@ -335,14 +356,26 @@ impl Outgoing {
         ))
     }
 
-    /// The oldest few and the newest segment are the ones that may be due.
-    fn next_due_write(&self, now: Time, patient: bool) -> Option<usize> {
-        let newest = self.kept.len().saturating_sub(1);
-        let scan = self.kept.len().min(REWRITE_SCAN);
-        (0..scan).chain(newest..self.kept.len()).find(|at| {
+    /// The oldest few and the newest segments are the ones that may be due.
+    fn scanned(&self) -> impl Iterator<Item = usize> {
+        let kept = self.kept.len();
+        let newest = kept - self.unwritten.max(1).min(kept);
+        let oldest = kept.min(REWRITE_SCAN).min(newest);
+        (0..oldest).chain(newest..kept)
+    }
+
+    fn may_be_due(&self, kept: &Kept, patient: bool, depth: usize) -> bool {
+        let may = match kept.tries {
+            0 => self.in_flight < depth,
+            _ => !patient,
+        };
+        may && kept.writing.is_none()
+    }
+
+    fn next_due_write(&self, now: Time, patient: bool, depth: usize) -> Option<usize> {
+        self.scanned().find(|at| {
             let kept = &self.kept[*at];
-            let repeat = kept.tries > 0;
-            kept.writing.is_none() && kept.again_at <= now && !(repeat && patient)
+            kept.again_at <= now && self.may_be_due(kept, patient, depth)
         })
     }
 
@@ -371,9 +404,9 @@ impl Outgoing {
     }
 
     /// The peer has taken in all segments up to `seq`. Streams whose end is acknowledged by that; an
-    /// error if `seq` was never sent.
+    /// error if `seq` was never written.
     pub(crate) fn handle_acked(&mut self, seq: Seq, pool: &mut Pool) -> Result<Vec<StreamId>, ()> {
-        if seq >= self.next_seq {
+        if seq.0 >= self.next_seq.0 - self.unwritten as u64 {
             return Err(());
         }
         while let Some(kept) = self.kept.front()
@@ -400,9 +433,10 @@ impl Outgoing {
     }
 
     /// When the next write is due.
-    pub(crate) fn due(&self, patient: bool) -> Option<Time> {
-        let scan = self.kept.iter().take(REWRITE_SCAN).chain(self.kept.back());
-        scan.filter(|kept| kept.writing.is_none() && !(patient && kept.tries > 0))
+    pub(crate) fn due(&self, patient: bool, depth: usize) -> Option<Time> {
+        self.scanned()
+            .map(|at| &self.kept[at])
+            .filter(|kept| self.may_be_due(kept, patient, depth))
             .fold(None, |due, kept| earliest(due, Some(kept.again_at)))
     }
 }

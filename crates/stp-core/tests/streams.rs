@@ -7,6 +7,8 @@ use std::time::Duration;
 use stp_core::*;
 use world::{App, Faults, World, pattern};
 
+/// As long as a segment of these worlds can be.
+const SEGMENT_BYTES: usize = 256 << 10;
 const SEEDS: std::ops::Range<u64> = 1..9;
 
 fn two(seed: u64) -> World {
@@ -62,6 +64,38 @@ fn an_echo_comes_back_whole_and_both_ends_close() {
             assert!(app.peer_finished && app.reset.is_none());
         }
         assert_quiet(&mut world);
+    }
+}
+
+/// A program that writes past its socket is not held up by each segment: some are full before they can be written.
+#[test]
+fn what_is_written_past_the_socket_runs_ahead_of_the_storage_and_arrives_in_order() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        world.hosts[1].serve = |_| Some(App::default());
+        let id = world.connect(0, "beta", 7000, App::default());
+        world.run_until("the stream is open", |world| world.app(0, id).connected);
+        if seed % 2 == 0 {
+            world.faults.write_errors = 20;
+            world.faults.lost_writes = 5;
+        }
+        let bytes = pattern(seed, 6_000_000);
+        let (mut written, mut most) = (0, 0);
+        while written < bytes.len() {
+            world.act(0, |node, now| {
+                let count = node.put(now, id, &bytes[written..]);
+                (written, most) = (written + count, most.max(count));
+            });
+            world.step();
+        }
+        world.faults = Faults::default();
+        // Two full segments and the one that is being filled.
+        assert!(most > SEGMENT_BYTES, "{most} bytes at once");
+        assert!(most <= 3 * SEGMENT_BYTES, "{most} bytes at once");
+        let received = |world: &World| world.hosts[1].apps.values().next().unwrap().received.len();
+        world.run_until("all is there", |world| received(world) == bytes.len());
+        let app = world.hosts[1].apps.values().next().unwrap();
+        assert!(app.received == bytes);
     }
 }
 

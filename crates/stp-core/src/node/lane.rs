@@ -6,18 +6,32 @@
 
 use super::traffic::FILL_TURN;
 use super::*;
+use crate::sender::Outgoing;
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 
 /// Streams for which room is left, if so many wait.
 const TURNS_MAX: usize = 4;
 
 impl Node {
-    /// Puts as many of a stream's `bytes` into the segment being filled as its credit and the room allow.
+    /// Puts as many of a stream's `bytes` into segments as its credit and the room allow: into the one that is being
+    /// filled, and if that is full into the next.
     pub fn put(&mut self, now: Time, id: StreamId, bytes: &[u8]) -> usize {
         self.tick(now);
         let Some(seat) = self.streams.get(id).map(|s| usize::from(s.seat.0)) else {
             return 0;
         };
+        let mut taken = 0;
+        loop {
+            taken += self.put_some(seat, id, &bytes[taken..]);
+            let outgoing = self.links[seat].outgoing.as_ref();
+            if taken == bytes.len() || !outgoing.is_some_and(Outgoing::may_seal_ahead) {
+                return taken;
+            }
+            self.seal(now, seat);
+        }
+    }
+
+    fn put_some(&mut self, seat: usize, id: StreamId, bytes: &[u8]) -> usize {
         // What the peer must know before it takes bytes of this stream.
         self.flush_control(seat);
         let room = self.put_room(id);
@@ -64,7 +78,7 @@ impl Node {
         let depth = self.config.limits.write_depth;
         let seat = self.streams.get(id).map(|s| usize::from(s.seat.0));
         let outgoing = seat.and_then(|seat| self.links[seat].outgoing.as_ref());
-        outgoing.is_some_and(|outgoing| outgoing.may_seal(depth, false))
+        outgoing.is_some_and(|out| out.may_write(depth) || out.may_seal(depth, false))
     }
 
     /// Whether this node has something to say or to tell because of what [`Node::take`] took.

@@ -406,14 +406,15 @@ impl Node {
         for (seat, link) in self.links.iter().enumerate() {
             due = earliest(due, link.ending.map(|ending| ending.deadline));
             let outgoing = link.outgoing.as_ref().filter(|_| link.ending.is_none());
+            let write_depth = self.config.limits.write_depth;
             if let Some(outgoing) = outgoing {
-                due = earliest(due, outgoing.due(!self.peer_is_up(SeatId(seat as u16))));
+                let patient = !self.peer_is_up(SeatId(seat as u16));
+                due = earliest(due, outgoing.due(patient, write_depth));
             }
             if let Some(incoming) = &link.incoming {
                 let look = incoming.due(self.now, timings, depth);
                 due = earliest(due, look.map(|at| at.max(self.looks_at)));
                 // Behind a write that is under way, its end is what to wait for.
-                let write_depth = self.config.limits.write_depth;
                 if outgoing.is_none_or(|out| out.full() || out.may_seal(write_depth, true)) {
                     due = earliest(due, incoming.ack_due(timings));
                 }

@@ -403,12 +403,22 @@ impl Node {
             self.acknowledge_by_record(seat, true);
             return self.poll_write(now, seat, !peer_up);
         }
-        if !outgoing.next_write_due(now, !peer_up) && outgoing.may_seal(depth, ack_due) {
+        if !outgoing.next_write_due(now, !peer_up, depth) && outgoing.may_seal(depth, ack_due) {
+            self.seal(now, seat);
+        }
+        self.poll_write(now, seat, !peer_up)
+    }
+
+    /// Numbers the segment that is being filled, with the newest acknowledgement in it.
+    pub(super) fn seal(&mut self, now: Time, seat: usize) {
+        let timings = self.timings();
+        let link = &mut self.links[seat];
+        if let Some(outgoing) = &mut link.outgoing {
             let wants_ack = outgoing.has_frames() || outgoing.crowded();
             let doorbell = outgoing.needs_doorbell(now);
             let info = SegmentInfo {
                 writer: self.seat,
-                reader: peer_seat,
+                reader: SeatId(seat as u16),
                 writer_incarnation: self.incarnation,
                 reader_incarnation: link.peer_incarnation,
                 epoch: link.my_epoch,
@@ -433,7 +443,6 @@ impl Node {
                 self.own.ring();
             }
         }
-        self.poll_write(now, seat, !peer_up)
     }
 
     /// No segment can carry the acknowledgement: the seat record does.
@@ -446,11 +455,12 @@ impl Node {
 
     fn poll_write(&mut self, now: Time, seat: usize, patient: bool) -> Option<Io> {
         let rewrite = self.timings().rewrite;
+        let depth = self.limits().write_depth;
         let op = self.next_op;
         let link = &mut self.links[seat];
         let epoch = link.my_epoch;
         let outgoing = link.outgoing.as_mut()?;
-        let (write, again) = outgoing.next_write(now, op, rewrite, patient)?;
+        let (write, again) = outgoing.next_write(now, op, rewrite, patient, depth)?;
         let ring = outgoing.ring();
         if again {
             self.counters.rewrites += 1;
