@@ -243,6 +243,55 @@ fn half_closed_either_way_it_moves_as_it_is() {
     }
 }
 
+/// The far node was through with the stream while it was held, or when it heard of its new owner, and forgot it before it
+/// had said yes: the taker waited for minutes, the giver for ever.
+#[test]
+fn finished_both_ways_it_moves_to_its_end() {
+    let mut moved = 0;
+    for seed in 1..60 {
+        let mut world = three(seed);
+        let bytes = pattern(seed, 3000);
+        let app = App {
+            expected: Some(bytes.clone()),
+            to_send: bytes.clone(),
+            stopped: true,
+            ..App::default()
+        };
+        let id = world.connect(GIVER, "beta", 7000, app);
+        world.run_until("the echo waits at the giver", |world| {
+            let served = world.hosts[PEER].apps.values().next();
+            served.is_some_and(|app| app.sent == bytes.len())
+        });
+        done(&mut world, GIVER, id);
+        let pause = world.rng.below(3000);
+        world.run_for(Duration::from_micros(pause));
+        if over(&world, GIVER, id) {
+            continue;
+        }
+        let token = token(&mut world);
+        let mut holds = false;
+        world.act(GIVER, |node, now| holds = node.hold(now, id, token).is_ok());
+        world.run_for(Duration::from_secs(5));
+        // The far node may have forgotten it before.
+        if !holds || events(&world, GIVER, &Event::Held(id)) == 0 {
+            continue;
+        }
+        let adoption = adoption(&world, GIVER, id, token);
+        let new = adopt(&mut world, GIVER, id, TAKER, adoption);
+        world.run_until("the taker knows", |world| {
+            let app = world.app(TAKER, new);
+            app.connected || app.failed.is_some() || app.reset.is_some()
+        });
+        assert!(world.app(TAKER, new).connected, "seed {seed}");
+        world.app_mut(TAKER, new).stopped = false;
+        world.act(TAKER, |node, _| node.writable(new));
+        finish(&mut world, TAKER, new, bytes.len());
+        assert_quiet(&mut world);
+        moved += 1;
+    }
+    assert!(moved >= 5, "{moved} moved");
+}
+
 /// Neither program reads: both windows are used up. The taker inherits what the giver's program never read, and
 /// what it had written waits for credit at the taker's.
 #[test]

@@ -267,6 +267,7 @@ impl Node {
                 stream.pending.resumed = true;
                 self.queue_fill(id);
                 self.queue_control(id);
+                self.close_after(id, FrameBody::Resumed);
                 true
             }
             // It gave way before it saw this.
@@ -281,6 +282,17 @@ impl Node {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// A stream that was held may have come to its end meanwhile: then this is all that is left to be said of it.
+    fn close_after(&mut self, id: StreamId, last: FrameBody<'static>) {
+        let Some((seat, key)) = self.streams.get(id).map(|s| (s.seat, s.key)) else {
+            return;
+        };
+        self.close_if_done(id);
+        if self.streams.get(id).is_none() {
+            self.send_farewell(seat, key, last);
         }
     }
 
@@ -339,6 +351,7 @@ impl Node {
             // It was in front of the frame that made the stream still.
             stream.send_end = SendEnd::Acknowledged;
         }
+        let credit = stream.recv_limit;
         self.table.touch(stream.row);
         let link = &mut self.links[old];
         link.keys.remove(&adopt.key);
@@ -349,7 +362,7 @@ impl Node {
         self.send_farewell(adopt.giver, old_key, FrameBody::Moved);
         self.queue_control(id);
         self.queue_fill(id);
-        self.close_if_done(id);
+        self.close_after(id, FrameBody::Accept { credit });
         Ok(())
     }
 

@@ -291,7 +291,10 @@ impl Node {
         let Some(stream) = self.streams.get(id) else {
             return;
         };
-        if stream.send_end == SendEnd::Acknowledged
+        // Whoever holds it will ask for it.
+        let held = matches!(stream.moving, Moving::Held(_));
+        if !held
+            && stream.send_end == SendEnd::Acknowledged
             && stream.fin_received
             && stream.received.is_empty()
             && (stream.fin_told || stream.released.is_some())
