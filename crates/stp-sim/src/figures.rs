@@ -40,6 +40,10 @@ pub struct Figures {
     pub gifts_returned: u64,
     /// Bytes that came as urgent.
     pub urgent_bytes: u64,
+    /// Bytes that went past the sockets of the programs that wrote them.
+    pub lane_put: u64,
+    /// Bytes that went past the sockets of the programs that read them.
+    pub lane_taken: u64,
     /// Lives of nodes.
     pub lives: u64,
     /// Nodes that found themselves replaced.
@@ -79,6 +83,8 @@ impl Figures {
         self.gifts_moved += other.gifts_moved;
         self.gifts_returned += other.gifts_returned;
         self.urgent_bytes += other.urgent_bytes;
+        self.lane_put += other.lane_put;
+        self.lane_taken += other.lane_taken;
         self.lives += other.lives;
         self.fenced += other.fenced;
         self.load = self.load.max(&other.load);
@@ -108,8 +114,14 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "{} gifts, {} taken within a system, {} moved, {} given back; {} urgent bytes",
-            self.gifts, self.gifts_handed, self.gifts_moved, self.gifts_returned, self.urgent_bytes
+            "{} gifts, {} taken within a system, {} moved, {} given back; {} urgent bytes; {} bytes put and {} taken by the lane",
+            self.gifts,
+            self.gifts_handed,
+            self.gifts_moved,
+            self.gifts_returned,
+            self.urgent_bytes,
+            self.lane_put,
+            self.lane_taken
         )?;
         writeln!(f, "most in one engine: {:?}", self.load)?;
         write!(f, "{} faults", self.faults_total())?;

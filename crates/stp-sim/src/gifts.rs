@@ -451,6 +451,7 @@ impl World {
             let more = self.next_gift(connection, program.send - written);
             program.gives = more.map(|more| written + consumed + more);
             self.programs.insert(end, program);
+            self.renew_lane(end);
         }
         if giver {
             self.host.lock().release(old);

@@ -13,6 +13,7 @@ mod fates;
 mod figures;
 mod gifts;
 mod hostile;
+mod lane;
 mod local;
 mod monitor;
 mod mutation;
@@ -25,7 +26,7 @@ mod world;
 
 pub use figures::Figures;
 pub use mutation::Mutation;
-pub use options::{ALL_FAULTS, MOVES, Options};
+pub use options::{ALL_FAULTS, LANES, MOVES, Options};
 
 /// What a run showed.
 #[derive(Clone, Debug)]

@@ -57,6 +57,11 @@ pub(crate) struct End {
 }
 
 impl End {
+    /// What the program may still write of so many bytes.
+    pub(crate) fn left(&self, send: u64) -> u64 {
+        if self.shut { 0 } else { send - self.written }
+    }
+
     /// The last byte that the program wrote is urgent: it takes an earlier one's place that is still here.
     pub(crate) fn mark_urgent(&mut self) {
         (self.mark, self.mark_told) = (Some(self.written - 1), false);
@@ -109,6 +114,9 @@ pub(crate) struct Sockets {
     last_urgent: BTreeMap<(usize, usize), u64>,
     /// Urgent bytes that came as such.
     pub(crate) urgent_bytes: u64,
+    /// Bytes that went past sockets: from programs, to them.
+    pub(crate) lane_put: u64,
+    pub(crate) lane_taken: u64,
 }
 
 impl Sockets {
@@ -234,7 +242,7 @@ impl Sockets {
     }
 
     /// Whether bytes that come from `offset` on are urgent where they should be, and nowhere else.
-    fn check_urgent(&mut self, end: usize, length: u64, urgent: bool) {
+    pub(crate) fn check_urgent(&mut self, end: usize, length: u64, urgent: bool) {
         let this = &self.ends[end];
         let (connection, from, offset) = (this.connection, 1 - this.side, this.delivered);
         if urgent {
@@ -327,6 +335,10 @@ impl SimLocal {
             _ => {}
         }
         let (connection, side, offset) = (end.connection, end.side, end.delivered);
+        if end.engine_dead {
+            // Its process is gone: what its memory still says on the way out reaches nobody.
+            return Pushed::Broken;
+        }
         if end.finished || end.engine_closed {
             sockets.find(format!("connection {connection}: data after the end"));
             return Pushed::Broken;
@@ -458,6 +470,14 @@ impl LocalSide for SimLocal {
         let sockets = self.host.lock();
         let end = &sockets.ends[socket.0];
         end.closed && (end.embryo || end.consumed < end.delivered)
+    }
+
+    fn is_drained(&mut self, socket: &SimSocket) -> bool {
+        let sockets = self.host.lock();
+        let end = &sockets.ends[socket.0];
+        let open = !end.hostile && !end.shut && !end.closed;
+        let past_order = sockets.mutation == Some(Mutation::LanePastOrder);
+        open && (past_order || end.pulled == end.written)
     }
 
     fn is_write_shut(&mut self, socket: &SimSocket) -> bool {

@@ -9,7 +9,7 @@ use stp_sim::{Figures, Options};
 const USAGE: &str = "usage: stp-sim [--seeds N] [--seed FIRST] [--minutes M] [--small] [--verbose] [--twice]
                 [--keep-going]
 
-Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (1000000 unless told;
+Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (2000000 unless told;
 those below know fewer classes of faults). --small has
 more and shorter streams. --twice runs each seed twice and compares. The first failing seed ends it with exit code 1 unless --keep-going.";
 
@@ -26,7 +26,7 @@ struct Arguments {
 fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments {
         seeds: 1,
-        first: stp_sim::MOVES,
+        first: stp_sim::LANES,
         minutes: None,
         verbose: false,
         twice: false,

@@ -58,4 +58,10 @@ pub enum Mutation {
     FalseMark,
     /// Urgent bytes come as common ones.
     LostMark,
+    /// A byte that was kept for a reader by the lane is lost.
+    LaneLosesKept,
+    /// Bytes go by the lane while earlier ones wait in the socket.
+    LanePastOrder,
+    /// A writer that waits for room is not told of it.
+    SilentBell,
 }

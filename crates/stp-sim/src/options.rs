@@ -17,6 +17,9 @@ pub const ALL_FAULTS: u64 = 100_000;
 /// Seeds from here on know moving streams, urgent bytes, and storage that shrinks or puts back what lies beside.
 pub const MOVES: u64 = 1_000_000;
 
+/// Seeds from here on know programs with an engine of their own, whose bytes go past their sockets.
+pub const LANES: u64 = 2_000_000;
+
 /// Locks of seats that the storage keeps for all hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locks {
@@ -74,6 +77,8 @@ pub struct Options {
     pub gives: u64,
     /// Writes whose last byte is urgent, in percent.
     pub urgent: u64,
+    /// Programs with an engine of their own, in percent.
+    pub lane: u64,
     /// A peer that lies sits in a seat of its own.
     pub hostile: bool,
     /// Both copies of a record may be spoiled, not always the same one.
@@ -279,6 +284,7 @@ impl Options {
             hosts,
             gives: 0,
             urgent: 0,
+            lane: 0,
             hostile: false,
             rot_anywhere: false,
             late_steps: 0,
@@ -305,6 +311,9 @@ impl Options {
             options.storage.neighbours = swarm(r, 30, 50, 20_000);
             options.hosts.shrink = swarm(r, 25, 2000, 20_000);
         }
+        if seed >= LANES {
+            options.lane = swarm(r, 85, 10, 100);
+        }
         options
     }
 }
@@ -313,7 +322,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms, gives {}, urgent {}",
+            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms, gives {}, urgent {}, lane {}",
             self.seed,
             self.nodes,
             self.spares,
@@ -338,7 +347,8 @@ impl fmt::Display for Options {
             self.late_steps,
             self.late_steps_ms,
             self.gives,
-            self.urgent
+            self.urgent,
+            self.lane
         )
     }
 }

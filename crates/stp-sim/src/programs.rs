@@ -10,6 +10,7 @@ use stp_core::ResetReason;
 use stp_host::control::{ConnectFailure, Connected, StreamToken};
 use stp_host::engine::{Command, Ending, Reply};
 
+use crate::lane::{Call, Lane};
 use crate::local::{Asked, End, SimSocket};
 use crate::mutation::Mutation;
 use crate::world::{MS, Phase, SECOND, State, US, World, port_of};
@@ -102,6 +103,17 @@ pub(crate) struct Program {
     pub(crate) wake_at: Option<u64>,
     seen: Seen,
     pub(crate) done: bool,
+    pub(crate) lane: Option<Lane>,
+}
+
+impl Program {
+    /// It has an engine of its own, with whose end it ends: it does not die alone.
+    fn take_lane(&mut self, lane: Option<Lane>, raw: bool) {
+        self.lane = lane.filter(|_| !raw);
+        if let (Manner::Die(at), Some(_)) = (self.manner, &self.lane) {
+            self.manner = Manner::Abort(at);
+        }
+    }
 }
 
 impl World {
@@ -132,6 +144,7 @@ impl World {
             wake_at: None,
             seen: Seen::Nothing,
             done: false,
+            lane: None,
         }
     }
 
@@ -215,6 +228,7 @@ impl World {
         });
         let mut program = self.new_program(probe);
         program.gives = self.next_gift(number, program.send);
+        program.take_lane(self.new_lane(), raw);
         self.programs.insert(end, program);
         self.open.insert(number);
         let inbox = self.inbox.clone();
@@ -346,6 +360,7 @@ impl World {
         let probe = connection.probe;
         let mut program = self.new_program(probe);
         program.gives = self.next_gift(number, program.send);
+        program.take_lane(self.new_lane(), raw);
         self.programs.insert(end, program);
         let after = self.rng.spread(10 * US, 20 * MS);
         self.at(after, crate::world::Task::Accept(node));
@@ -477,48 +492,32 @@ impl World {
         let (send, write_most, read_most) = (program.send, program.write_most, program.read_most);
         let (manner, pause, gives) = (program.manner, program.pause, program.gives);
         let urgent = self.options.urgent > 0 && self.rng.percent(self.options.urgent);
-        let mut sockets = self.host.lock();
-        let capacity = sockets.capacity;
-        let this = &mut sockets.ends[end];
+        let mut more = self.read_some(end, read_most);
+        more |= self.write_some(end, send, write_most, urgent);
+        let busy = self.is_busy(end);
+        let sockets = self.host.lock();
+        let this = &sockets.ends[end];
         let (number, side, node, raw) = (this.connection, this.side, this.node, this.raw);
-        let take = (this.delivered - this.consumed).min(read_most);
-        this.consumed += take;
-        let room = capacity - (this.written - this.pulled);
-        let give = match this.shut {
-            true => 0,
-            false => room.min(write_most).min(send - this.written),
-        };
-        this.written += give;
-        if urgent && give > 0 {
-            this.mark_urgent();
-        }
         let (moved, written) = (this.consumed + this.written, this.written);
         let drained = this.consumed == this.delivered;
         let (finished, gone, dead) = (this.finished, this.engine_closed, this.engine_dead);
         let (token, shut) = (this.token, this.shut);
-        if take > 0 {
-            sockets.tell_room(end);
-        }
-        if give > 0 {
-            sockets.tell_readable(end);
-        }
         drop(sockets);
-        if take + give > 0 {
-            self.poke(node, US);
-        }
         if let (Some(at), Some(token)) = (gives, token)
             && moved >= at
             && !dead
+            && !busy
             && self.phase == Phase::Breaking
             && self.is_up(node)
         {
+            self.expose(end);
             if let Some(program) = self.programs.get_mut(&end) {
-                (program.running, program.gives) = (false, None);
+                (program.running, program.gives, program.wake_at) = (false, None, None);
             }
             return self.give(end, token);
         }
         match manner {
-            Manner::Die(at) if moved >= at => {
+            Manner::Die(at) if moved >= at && !busy => {
                 self.connections[number]
                     .excuse
                     .get_or_insert("a program died");
@@ -527,7 +526,7 @@ impl World {
                 }
                 return self.close(end);
             }
-            Manner::Abort(at) if moved >= at => {
+            Manner::Abort(at) if moved >= at && !busy => {
                 self.connections[number]
                     .excuse
                     .get_or_insert("a program aborted");
@@ -536,10 +535,11 @@ impl World {
                 }
                 return self.close(end);
             }
-            Manner::Early(at) if moved >= at => {
+            Manner::Early(at) if moved >= at && !busy => {
                 self.connections[number]
                     .excuse
                     .get_or_insert("a program closed early");
+                self.settle_lane(end);
                 self.mark(end);
                 return self.close(end);
             }
@@ -547,6 +547,7 @@ impl World {
         }
         if written == send && !shut {
             self.mark(end);
+            self.settle_lane(end);
             let mut sockets = self.host.lock();
             sockets.ends[end].shut = true;
             sockets.tell_readable(end);
@@ -569,11 +570,68 @@ impl World {
                 return self.close(end);
             }
         }
-        let more = !drained || (written < send && give > 0 && room > give);
-        if more {
+        if more || !drained {
             let after = pause + self.rng.below(50 * US);
             self.wake_program(end, after.max(US));
         }
+    }
+
+    /// Reads at most so many bytes; whether there may be more at once.
+    fn read_some(&mut self, end: usize, most: u64) -> bool {
+        match self.read_by_lane(end, most) {
+            Call::Moved(count) => return count > 0,
+            Call::Waits => return false,
+            Call::Refused => {}
+        }
+        let mut sockets = self.host.lock();
+        let this = &mut sockets.ends[end];
+        let (take, node) = ((this.delivered - this.consumed).min(most), this.node);
+        this.consumed += take;
+        if take > 0 {
+            sockets.tell_room(end);
+            drop(sockets);
+            self.poke(node, US);
+        }
+        false
+    }
+
+    /// Writes of `send` bytes what is left, in calls of at most `most` bytes; whether there may be room for more at once.
+    fn write_some(&mut self, end: usize, send: u64, most: u64, urgent: bool) -> bool {
+        let mut more = false;
+        for _ in 0..self.calls(end) {
+            let left = self.host.lock().ends[end].left(send);
+            if urgent {
+                self.expose(end);
+            }
+            more = match self.write_by_lane(end, most.min(left)) {
+                Call::Moved(count) => count < left,
+                Call::Waits => return false,
+                Call::Refused => self.write_socket(end, send, most, urgent),
+            };
+        }
+        more
+    }
+
+    fn write_socket(&mut self, end: usize, send: u64, most: u64, urgent: bool) -> bool {
+        let mut sockets = self.host.lock();
+        let capacity = sockets.capacity;
+        let this = &mut sockets.ends[end];
+        let left = this.left(send);
+        let room = capacity - (this.written - this.pulled);
+        let give = room.min(most).min(left);
+        if give == 0 {
+            return false;
+        }
+        this.written += give;
+        if urgent {
+            this.mark_urgent();
+        }
+        let node = this.node;
+        sockets.tell_readable(end);
+        drop(sockets);
+        self.socket_written(end);
+        self.poke(node, US);
+        give < left && room > give
     }
 
     /// The program has read everything and sees the end of the stream.

@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub(crate) state: State,
     /// Its present or last life: its handle at the storage.
     pub(crate) life: usize,
-    clock: SimClock,
+    pub(crate) clock: SimClock,
     pub(crate) step_at: Option<u64>,
     pub(crate) frozen_until: u64,
     pub(crate) verdicts: Arc<Verdicts>,
@@ -308,6 +308,7 @@ impl World {
         figures.gifts_returned = self.gifts.returned;
         let sockets = self.host.lock();
         (figures.bytes, figures.urgent_bytes) = (sockets.bytes, sockets.urgent_bytes);
+        (figures.lane_put, figures.lane_taken) = (sockets.lane_put, sockets.lane_taken);
         drop(sockets);
         let trace = disk.trace;
         drop(disk);
@@ -661,6 +662,7 @@ impl World {
             let after = self.rng.below(100 * US);
             self.wake_program(end, after);
         }
+        self.heed_bells();
         if let Some(finding) = finding {
             self.find(finding);
         }

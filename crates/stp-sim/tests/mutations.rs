@@ -1,6 +1,6 @@
 //! Each checker can fail: one thing is broken on purpose, and a seed must find it, by the words of that checker.
 
-use stp_sim::{MOVES, Mutation, Options};
+use stp_sim::{LANES, MOVES, Mutation, Options};
 
 /// Some seed of these must end with a finding that says `words`.
 fn found(mutation: Mutation, words: &str) {
@@ -159,4 +159,19 @@ fn a_byte_that_is_not_urgent_and_comes_so_is_found() {
 #[test]
 fn an_urgent_byte_that_comes_as_a_common_one_is_found() {
     found_with_gifts(Mutation::LostMark, "came as a common one");
+}
+
+#[test]
+fn a_kept_byte_that_the_lane_loses_is_found() {
+    found_from(LANES, Mutation::LaneLosesKept, "by the lane");
+}
+
+#[test]
+fn bytes_that_overtake_others_by_the_lane_are_found() {
+    found_from(LANES, Mutation::LanePastOrder, "a wrong byte");
+}
+
+#[test]
+fn a_writer_that_is_not_told_of_room_is_found() {
+    found_from(LANES, Mutation::SilentBell, "do not end");
 }

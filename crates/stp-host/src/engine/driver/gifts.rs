@@ -139,6 +139,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.verdicts.hand_over(gift.token, token, ended);
         if let Some(stream) = stream {
             stream.token = token;
+            stream.lane.pass_on();
             self.by_token.remove(&gift.token);
             self.by_token.extend(gift.stream.map(|id| (token, id)));
         }

@@ -77,6 +77,14 @@ impl LaneEnd {
         }
     }
 
+    /// Another program has the stream: it counts its own writes, from the beginning, and knows of none before.
+    pub(super) fn pass_on(&mut self) {
+        self.empty_at = None;
+        self.drained_at = None;
+        self.reader = Reader::Away;
+        self.writer = None;
+    }
+
     fn is_due(&self, now: Time) -> bool {
         self.reader != Reader::Driving && self.keep_until <= now
     }

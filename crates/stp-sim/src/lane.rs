@@ -1,0 +1,343 @@
+//! Programs with an engine of their own: part of their bytes goes past their sockets.
+//!
+//! - They do what the library does (`stp::Stream`): a write goes by the lane as far as that takes it, waits for the bell
+//!   or goes on by the socket; a read looks by the lane, then drives for a moment, waits at the socket or comes again.
+//! - Nobody says when an engine must step: it is woken where the library would wake it, and nowhere else.
+//! - What comes by the lane is held against the pattern as what comes by the socket is.
+
+use std::sync::Arc;
+
+use stp_host::control::StreamToken;
+use stp_host::control::lane::{Bell, Got, Put};
+
+use crate::local::End;
+use crate::mutation::Mutation;
+use crate::pattern;
+use crate::world::{Engine, MS, State, US, World};
+
+/// The most that a call moves.
+const CALL_BYTES: u64 = 256 << 10;
+/// How long a reader drives before it waits at its socket.
+const LOAN: u64 = 2 * MS;
+/// When a reader that does not wait comes again.
+const COME_AGAIN: u64 = 5 * MS;
+/// In percent: writes and reads that go by the socket all the same; calls after which others see the descriptor.
+const BY_SOCKET: u64 = 15;
+const EXPOSED: u64 = 1;
+
+/// A program's side of its stream's lane.
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    /// Writes into the socket.
+    written: u64,
+    /// Others may use the descriptor.
+    public: bool,
+    /// Something was read this way.
+    used: bool,
+    bell: Arc<Bell>,
+    /// Waits for room since this ticket was drawn.
+    waits: Option<u32>,
+    drives: bool,
+}
+
+impl Lane {
+    /// Whether it waits for room, and the bell has not rung.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.waits == Some(self.bell.ticket())
+    }
+}
+
+/// What a call by the lane came to.
+pub(crate) enum Call {
+    /// So many bytes; there may be more at once.
+    Moved(u64),
+    /// By the socket.
+    Refused,
+    /// Nothing, and what comes wakes the program.
+    Waits,
+}
+
+impl World {
+    /// A program's lane for its stream, if it has an engine of its own.
+    pub(crate) fn new_lane(&mut self) -> Option<Lane> {
+        let percent = self.options.lane;
+        (percent > 0 && self.rng.percent(percent)).then(Lane::default)
+    }
+
+    /// The engine that a program of a node drives, unless it is held up.
+    fn helm(&mut self, node: usize) -> Option<&mut Engine> {
+        let local = self.nodes[node].rate.local(self.now);
+        let this = &mut self.nodes[node];
+        let frozen = this.frozen_until > self.now;
+        match &mut this.state {
+            State::Up(engine) if !frozen => {
+                if engine.now() < local {
+                    this.clock.set(local);
+                }
+                Some(engine)
+            }
+            _ => None,
+        }
+    }
+
+    fn lane(&mut self, end: usize) -> Option<&mut Lane> {
+        self.programs.get_mut(&end)?.lane.as_mut()
+    }
+
+    /// The descriptor is about to be seen by others.
+    pub(crate) fn expose(&mut self, end: usize) {
+        let Some(lane) = self.lane(end) else {
+            return;
+        };
+        if !std::mem::replace(&mut lane.public, true) {
+            self.publish(end, true);
+        }
+    }
+
+    /// The next call looks at the socket itself.
+    pub(crate) fn settle_lane(&mut self, end: usize) {
+        if self.lane(end).is_some_and(|lane| lane.used) {
+            self.publish(end, false);
+        }
+    }
+
+    fn publish(&mut self, end: usize, from_now_on: bool) {
+        let (node, token) = self.place(end);
+        if let (Some(token), Some(engine)) = (token, self.helm(node)) {
+            engine.publish(token, from_now_on);
+        }
+        self.poke(node, US);
+    }
+
+    fn place(&self, end: usize) -> (usize, Option<StreamToken>) {
+        let sockets = self.host.lock();
+        let this = &sockets.ends[end];
+        (this.node, this.token.filter(|_| !this.engine_dead))
+    }
+
+    /// A bell has rung for a program that waits for room.
+    pub(crate) fn heed_bells(&mut self) {
+        if self.options.lane == 0 || self.options.mutation == Some(Mutation::SilentBell) {
+            return;
+        }
+        let rung = |lane: &Lane| lane.waits.is_some() && !lane.is_waiting();
+        let woken: Vec<usize> = self
+            .programs
+            .iter()
+            .filter(|(_, program)| program.lane.as_ref().is_some_and(rung))
+            .map(|(end, _)| *end)
+            .collect();
+        for end in woken {
+            let after = self.rng.below(50 * US);
+            self.wake_program(end, after);
+        }
+    }
+
+    /// Reads at most so many bytes.
+    pub(crate) fn read_by_lane(&mut self, end: usize, most: u64) -> Call {
+        let (node, token) = self.place(end);
+        let Some(token) = token.filter(|_| self.lane(end).is_some()) else {
+            return Call::Refused;
+        };
+        let drives = self.lane(end).is_some_and(|lane| lane.drives);
+        if !drives && self.rng.percent(BY_SOCKET) {
+            self.settle_lane(end);
+            return Call::Refused;
+        }
+        let mut into = vec![0; most.clamp(1, CALL_BYTES) as usize];
+        let mut received = 0;
+        let host = self.host.clone();
+        let mut socket = |into: &mut [u8]| {
+            let mut sockets = host.lock();
+            let this = &mut sockets.ends[end];
+            received = (this.delivered - this.consumed).min(into.len() as u64);
+            this.consumed += received;
+            let over = this.finished || this.engine_closed;
+            if received > 0 {
+                sockets.tell_room(end);
+            }
+            received > 0 || over
+        };
+        let Some(engine) = self.helm(node) else {
+            return Call::Refused;
+        };
+        let got = engine.take_into(token, &mut into, &mut socket);
+        let is_due = engine.is_step_due(token);
+        if drives {
+            match got {
+                Got::Nothing => engine.reader_waits(token),
+                _ => engine.reader_leaves(token),
+            }
+        }
+        if is_due || received > 0 || drives {
+            self.poke(node, US);
+        }
+        if let Some(lane) = self.lane(end) {
+            (lane.used, lane.drives) = (true, false);
+        }
+        match got {
+            Got::Bytes(count) => {
+                self.check_taken(end, &into[..count]);
+                Call::Moved(count as u64)
+            }
+            Got::Socket => Call::Moved(received),
+            Got::Nothing if drives => Call::Waits,
+            Got::Nothing => self.wait_for_bytes(end, node, token),
+        }
+    }
+
+    /// How a reader that found nothing waits.
+    fn wait_for_bytes(&mut self, end: usize, node: usize, token: StreamToken) -> Call {
+        let manner = self.rng.below(3);
+        let Some(engine) = self.helm(node) else {
+            return Call::Waits;
+        };
+        match manner {
+            0 => engine.reader_waits(token),
+            1 => {
+                engine.reader_drives(token);
+                if let Some(lane) = self.lane(end) {
+                    lane.drives = true;
+                }
+                self.poke(node, US);
+                let after = self.rng.below(LOAN);
+                self.wake_program(end, after.max(US));
+            }
+            // It does not wait: it does something else, and looks again.
+            _ => {
+                let after = self.rng.below(COME_AGAIN);
+                self.wake_program(end, after.max(US));
+            }
+        }
+        Call::Waits
+    }
+
+    /// What came by the lane is what the other side wrote next.
+    fn check_taken(&mut self, end: usize, bytes: &[u8]) {
+        let mut sockets = self.host.lock();
+        let bytes = match sockets.mutation {
+            Some(Mutation::LaneLosesKept) if bytes.len() > 1 => &bytes[1..],
+            _ => bytes,
+        };
+        let count = bytes.len() as u64;
+        let this = &sockets.ends[end];
+        let End {
+            connection,
+            side,
+            consumed,
+            ..
+        } = *this;
+        let key = pattern::key(connection, 1 - side);
+        if let Some(at) = pattern::differs(key, consumed, bytes) {
+            sockets.find(format!(
+                "connection {connection}, side {side}: a wrong byte at {at} of {count} taken by the lane at {consumed}"
+            ));
+            return;
+        }
+        if this.finished {
+            sockets.find(format!(
+                "connection {connection}: data after the end, by the lane"
+            ));
+        }
+        sockets.check_urgent(end, count, false);
+        let this = &mut sockets.ends[end];
+        this.delivered += count;
+        this.consumed += count;
+        sockets.bytes += count;
+        sockets.lane_taken += count;
+    }
+
+    /// Whether a call of the program is under way that it waits in, so that it can do nothing else with its stream.
+    pub(crate) fn is_busy(&mut self, end: usize) -> bool {
+        let Some(lane) = self.lane(end) else {
+            return false;
+        };
+        let (drives, waits) = (lane.drives, lane.is_waiting());
+        if drives {
+            // Held up: it looks again when it can.
+            self.wake_program(end, LOAN);
+        }
+        drives || waits
+    }
+
+    /// How many writes a program makes one after the other.
+    pub(crate) fn calls(&mut self, end: usize) -> u64 {
+        match self.lane(end) {
+            Some(_) => self.rng.within(1, 3),
+            None => 1,
+        }
+    }
+
+    /// Writes at most so many bytes.
+    pub(crate) fn write_by_lane(&mut self, end: usize, most: u64) -> Call {
+        if most == 0 || self.lane(end).is_none() {
+            return Call::Refused;
+        }
+        let (node, token) = self.place(end);
+        if self.rng.percent(EXPOSED) {
+            self.expose(end);
+        }
+        let by_socket = self.rng.percent(BY_SOCKET);
+        let (key, offset) = {
+            let sockets = self.host.lock();
+            let this = &sockets.ends[end];
+            (pattern::key(this.connection, this.side), this.written)
+        };
+        let Some(lane) = self.lane(end).filter(|lane| !lane.public && !by_socket) else {
+            return Call::Refused;
+        };
+        if lane.is_waiting() {
+            return Call::Waits;
+        }
+        lane.waits = None;
+        let (written, bell) = (lane.written, Arc::clone(&lane.bell));
+        let mut bytes = vec![0; most.min(CALL_BYTES) as usize];
+        pattern::fill(key, offset, &mut bytes);
+        let (Some(token), Some(engine)) = (token, self.helm(node)) else {
+            return Call::Refused;
+        };
+        let put = engine.put(token, &bytes, written, &bell);
+        if put != Put::All || engine.is_step_due(token) {
+            self.poke(node, US);
+        }
+        let taken = match put {
+            Put::All => bytes.len(),
+            Put::Full { taken, .. } => taken,
+            Put::Refused => return Call::Refused,
+        };
+        {
+            let mut sockets = self.host.lock();
+            let this = &mut sockets.ends[end];
+            this.written += taken as u64;
+            this.pulled += taken as u64;
+            sockets.lane_put += taken as u64;
+        }
+        match put {
+            Put::Full { ticket, .. } if self.rng.percent(70) => {
+                if let Some(lane) = self.lane(end) {
+                    lane.waits = Some(ticket);
+                }
+                Call::Waits
+            }
+            // It does not wait: the rest goes by the socket.
+            Put::Full { .. } => Call::Refused,
+            _ => Call::Moved(taken as u64),
+        }
+    }
+
+    /// The program has written into its socket.
+    pub(crate) fn socket_written(&mut self, end: usize) {
+        if let Some(lane) = self.lane(end) {
+            lane.written += 1;
+        }
+    }
+
+    /// The program's stream has come to it from another owner.
+    pub(crate) fn renew_lane(&mut self, end: usize) {
+        let raw = self.host.lock().ends[end].raw;
+        let lane = self.new_lane().filter(|_| !raw);
+        if let Some(program) = self.programs.get_mut(&end) {
+            program.lane = lane;
+        }
+    }
+}
