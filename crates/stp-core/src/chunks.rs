@@ -7,12 +7,16 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use stp_format::UnitBuf;
+use stp_format::{UNIT_BYTES, UnitBuf};
 
 /// A piece stays in its segment if it is at least this part of the segment.
 const SHARE_PART: usize = 4;
+/// So no piece of a shorter segment stays.
+pub(crate) const SMALL_BYTES: usize = UNIT_BYTES / SHARE_PART;
 /// Copied pieces are gathered up to about this many bytes.
 const GATHER_BYTES: usize = 16 << 10;
+/// An emptied piece of this size is kept for the next one: a stream of small messages then needs no memory anew.
+const SPARE_BYTES: usize = 512;
 
 #[derive(Debug)]
 enum Chunk {
@@ -40,6 +44,26 @@ impl Chunk {
 pub(crate) struct Chunks {
     chunks: VecDeque<Chunk>,
     bytes: usize,
+    /// An emptied piece, to be filled again.
+    spare: Vec<u8>,
+}
+
+/// What a segment came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    /// A buffer that may stay.
+    Shared(&'a Arc<UnitBuf>),
+    /// A small one that is needed again.
+    Small(&'a UnitBuf),
+}
+
+impl Source<'_> {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Shared(buf) => buf.bytes(),
+            Self::Small(buf) => buf.bytes(),
+        }
+    }
 }
 
 impl Chunks {
@@ -56,10 +80,12 @@ impl Chunks {
         self.bytes = 0;
     }
 
-    /// Appends `range` of a segment that has `segment_bytes` bytes in all.
-    pub(crate) fn push(&mut self, segment: &Arc<UnitBuf>, range: Range<usize>) {
+    /// Appends `range` of a segment.
+    pub(crate) fn push(&mut self, segment: Source<'_>, range: Range<usize>) {
         self.bytes += range.len();
-        if range.len() * SHARE_PART >= segment.len() {
+        if let Source::Shared(segment) = segment
+            && range.len() * SHARE_PART >= segment.len()
+        {
             self.chunks.push_back(Chunk::Shared {
                 segment: Arc::clone(segment),
                 range,
@@ -73,10 +99,9 @@ impl Chunks {
             bytes.extend_from_slice(piece);
             return;
         }
-        self.chunks.push_back(Chunk::Owned {
-            bytes: piece.to_vec(),
-            at: 0,
-        });
+        let mut bytes = core::mem::take(&mut self.spare);
+        bytes.extend_from_slice(piece);
+        self.chunks.push_back(Chunk::Owned { bytes, at: 0 });
     }
 
     /// Appends bytes of the caller's own.
@@ -117,7 +142,13 @@ impl Chunks {
             return None;
         }
         match self.chunks.pop_front()? {
-            Chunk::Owned { .. } => None,
+            Chunk::Owned { mut bytes, .. } => {
+                if bytes.capacity() <= SPARE_BYTES {
+                    bytes.clear();
+                    self.spare = bytes;
+                }
+                None
+            }
             Chunk::Shared { segment, .. } => Arc::try_unwrap(segment).ok(),
         }
     }

@@ -54,6 +54,8 @@ pub struct Timings {
     pub claim_wait: Duration,
     /// How long a stream without a program waits for its peer's end.
     pub orphan: Duration,
+    /// A look costs next to nothing: the storage is memory. Then a look too many is better than one too late.
+    pub looks_free: bool,
 }
 
 impl Default for Timings {
@@ -72,6 +74,7 @@ impl Default for Timings {
             claim_write: Duration::from_secs(1),
             claim_wait: Duration::from_millis(3500),
             orphan: Duration::from_secs(60),
+            looks_free: false,
         }
     }
 }

@@ -42,6 +42,8 @@ pub(crate) const NAP_PART: u32 = 8;
 /// First pause after a bad checksum, doubling up to [`LATE_PAUSE_MAX`].
 const LATE_PAUSE: Duration = Duration::from_micros(50);
 const LATE_PAUSE_MAX: Duration = Duration::from_millis(20);
+/// The same where looks are free.
+const LATE_PAUSE_FREE: Duration = Duration::from_micros(1);
 /// Bad checksums of one segment after which it is reported; about ten seconds.
 const LATE_REPORT: u32 = 500;
 /// Part of the ring's slots that may wait for an acknowledgement before it is sent at once.
@@ -82,9 +84,13 @@ struct Stage {
 
 impl Stage {
     /// What stands here cannot be right: late, torn or damaged. It is looked at again.
-    fn late(&mut self, now: Time) -> Look {
+    fn late(&mut self, now: Time, looks_free: bool) -> Look {
         self.late = self.late.saturating_add(1);
-        self.look_at = now + (LATE_PAUSE * (1 << self.late.min(9))).min(LATE_PAUSE_MAX);
+        let pause = match looks_free {
+            true => LATE_PAUSE_FREE * (1 << self.late.min(15)),
+            false => LATE_PAUSE * (1 << self.late.min(9)),
+        };
+        self.look_at = now + pause.min(LATE_PAUSE_MAX);
         if self.late == LATE_REPORT {
             Look::Damaged
         } else {
@@ -108,6 +114,7 @@ pub(crate) enum Look {
 pub(crate) struct Incoming {
     ring: Ring,
     slots: u32,
+    looks_free: bool,
     next_seq: Seq,
     stages: VecDeque<Stage>,
     news_at: Time,
@@ -128,10 +135,11 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(geometry: &Geometry, ring: Ring, now: Time) -> Self {
+    pub(crate) fn new(geometry: &Geometry, ring: Ring, now: Time, looks_free: bool) -> Self {
         Self {
             ring,
             slots: geometry.ring_slots(ring),
+            looks_free,
             next_seq: Seq(1),
             stages: VecDeque::new(),
             news_at: now,
@@ -174,6 +182,12 @@ impl Incoming {
         }
     }
 
+    /// Whether a look at the next segment is under way, or has found it.
+    pub(crate) fn is_looked_for(&self) -> bool {
+        let head = self.stages.front();
+        head.is_some_and(|head| head.reading || head.segment.is_some())
+    }
+
     /// Something makes news likely: look again from now on.
     pub(crate) fn wake(&mut self, now: Time) {
         self.news_at = now;
@@ -197,7 +211,7 @@ impl Incoming {
     fn nap(&self, now: Time, timings: &Timings, sends_bulk: bool) -> Duration {
         let silence = now.since(self.news_at);
         if silence < timings.poll_hot {
-            let calm = sends_bulk && self.quiet;
+            let calm = sends_bulk && self.quiet && !self.looks_free;
             return if calm { QUIET_NAP } else { Duration::ZERO };
         }
         (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
@@ -210,6 +224,7 @@ impl Incoming {
             _ => BULK_NAP_GAPS,
         };
         match self.gap {
+            _ if self.looks_free => Duration::ZERO,
             Duration::ZERO => Duration::ZERO,
             _ if self.asked_at.is_some() => BULK_NAP_MIN,
             gap => (gap * gaps).clamp(BULK_NAP_MIN, BULK_NAP_MAX),
@@ -316,7 +331,7 @@ impl Incoming {
             Ok((info, len)) if expected.matches(&info, seq) => {
                 let units = UnitBuf::units_for(len);
                 if units > whole {
-                    return (stage.late(now), Some(buf));
+                    return (stage.late(now, self.looks_free), Some(buf));
                 }
                 let sighted = stage.units.replace(units).is_none();
                 stage.look_at = now;
@@ -351,7 +366,7 @@ impl Incoming {
         let Some(head) = self.stages.front_mut() else {
             return Look::Nothing;
         };
-        head.late(now)
+        head.late(now, self.looks_free)
     }
 
     /// The head was taken in.

@@ -39,6 +39,8 @@ const DOORBELL_AFTER: Duration = Duration::from_millis(100);
 pub(crate) struct Pool {
     small: Vec<UnitBuf>,
     large: Vec<UnitBuf>,
+    /// Of one unit, each in the box that it was kept in.
+    boxed: Vec<Arc<UnitBuf>>,
 }
 
 impl Pool {
@@ -59,6 +61,34 @@ impl Pool {
         }
     }
 
+    /// A box with at least the front `bytes` of `buf`, which comes back where it can.
+    fn keep(&mut self, buf: UnitBuf, bytes: usize, whole: bool) -> Arc<UnitBuf> {
+        let units = UnitBuf::units_for(bytes);
+        if units > SMALL_UNITS || buf.units() == units {
+            let mut buf = buf;
+            fill_up(&mut buf, bytes, whole);
+            return Arc::new(buf);
+        }
+        let reused = if units == 1 { self.boxed.pop() } else { None };
+        let mut kept = reused.unwrap_or_else(|| Arc::new(self.take(units)));
+        if let Some(small) = Arc::get_mut(&mut kept) {
+            small.bytes_mut()[..bytes].copy_from_slice(&buf.bytes()[..bytes]);
+            fill_up(small, bytes, whole);
+        }
+        self.give_back(buf);
+        kept
+    }
+
+    /// Takes back what was kept, unless a write of it is still under way.
+    fn let_go(&mut self, mut kept: Arc<UnitBuf>) {
+        let own = Arc::get_mut(&mut kept).is_some();
+        if own && kept.units() == 1 && self.boxed.len() < POOL_BUFS {
+            self.boxed.push(kept);
+        } else if let Ok(buf) = Arc::try_unwrap(kept) {
+            self.give_back(buf);
+        }
+    }
+
     pub(crate) fn give_back(&mut self, buf: UnitBuf) {
         let shelf = self.shelf(buf.units());
         if shelf.len() >= POOL_BUFS {
@@ -66,6 +96,14 @@ impl Pool {
             shelf.swap_remove(0);
         }
         shelf.push(buf);
+    }
+}
+
+/// Whoever writes whole units wants zeros behind the bytes that count.
+fn fill_up(buf: &mut UnitBuf, bytes: usize, whole: bool) {
+    if whole {
+        let end = UnitBuf::units_for(bytes) * UNIT_BYTES;
+        buf.bytes_mut()[bytes..end].fill(0);
     }
 }
 
@@ -86,6 +124,8 @@ struct Kept {
     seq: Seq,
     data: Arc<UnitBuf>,
     units: usize,
+    /// What of them means anything.
+    bytes: usize,
     wants_ack: bool,
     writing: Option<u64>,
     /// When it may be written again, unless it is acknowledged before.
@@ -99,6 +139,7 @@ pub(crate) struct SegmentWrite {
     pub(crate) slot: u32,
     pub(crate) data: Arc<UnitBuf>,
     pub(crate) units: usize,
+    pub(crate) bytes: usize,
 }
 
 #[derive(Debug)]
@@ -165,6 +206,11 @@ impl Outgoing {
         ((seq.0 - 1) % u64::from(self.slots)) as u32
     }
 
+    /// The slot of the next segment, whether it is free or not.
+    pub(crate) fn next_slot(&self) -> (Ring, u32) {
+        (self.ring, self.slot_of(self.next_seq))
+    }
+
     /// Whether the next segment has a slot.
     fn has_slot(&self) -> bool {
         let slot = self.slot_of(self.next_seq);
@@ -176,6 +222,11 @@ impl Outgoing {
     /// other's acknowledgements for ever.
     pub(crate) fn crowded(&self) -> bool {
         self.kept.len() >= self.slots as usize / 2 && !self.kept.iter().any(|kept| kept.wants_ack)
+    }
+
+    /// Whether as many segments are kept as the peer acknowledges at once.
+    pub(crate) fn is_long(&self) -> bool {
+        self.kept.len() >= self.slots as usize / 4
     }
 
     /// Whether the peer is being sent large segments and has acknowledged enough of them to go on.
@@ -269,23 +320,20 @@ impl Outgoing {
             .is_some_and(|builder| !builder.is_empty())
     }
 
-    /// Whether [`Outgoing::next_write`] has something.
-    pub(crate) fn next_write_due(&self, now: Time, patient: bool, depth: usize) -> bool {
-        self.next_due_write(now, patient, depth).is_some()
-    }
-
     /// Whether the peer may have stopped looking at this link.
     pub(crate) fn needs_doorbell(&self, now: Time) -> bool {
         self.sealed_at
             .is_none_or(|at| now.since(at) >= DOORBELL_AFTER)
     }
 
-    /// Numbers the segment being filled. `seal` puts head and checksum on. What it asks of the peer.
+    /// Numbers the segment being filled. `seal` puts head and checksum on and says how many bytes count; whoever writes
+    /// whole units wants zeros behind them (`whole`). What it asks of the peer.
     pub(crate) fn seal(
         &mut self,
         now: Time,
         pool: &mut Pool,
         wants_ack: bool,
+        whole: bool,
         seal: impl FnOnce(SegmentBuilder, Seq) -> (UnitBuf, usize),
     ) -> Asks {
         let seq = self.next_seq;
@@ -294,16 +342,9 @@ impl Outgoing {
             .builder
             .take()
             .unwrap_or_else(|| SegmentBuilder::new(pool.take(units)));
-        let (buf, units) = seal(builder, seq);
-        let data = if units <= SMALL_UNITS && buf.units() > units {
-            let mut small = pool.take(units);
-            let length = small.len();
-            small.bytes_mut().copy_from_slice(&buf.bytes()[..length]);
-            pool.give_back(buf);
-            small
-        } else {
-            buf
-        };
+        let (buf, bytes) = seal(builder, seq);
+        let units = UnitBuf::units_for(bytes);
+        let data = pool.keep(buf, bytes, whole);
         self.next_seq = seq.next();
         self.unwritten += 1;
         self.sealed_at = Some(now);
@@ -311,8 +352,9 @@ impl Outgoing {
         self.fins.extend(fins.into_iter().map(|id| (seq, id)));
         self.kept.push_back(Kept {
             seq,
-            data: Arc::new(data),
+            data,
             units,
+            bytes,
             wants_ack,
             writing: None,
             again_at: now,
@@ -344,13 +386,15 @@ impl Outgoing {
         self.unwritten -= usize::from(!again);
         kept.writing = Some(op);
         kept.tries += 1;
-        let (seq, data, units) = (kept.seq, Arc::clone(&kept.data), kept.units);
+        let (seq, data) = (kept.seq, Arc::clone(&kept.data));
+        let (units, bytes) = (kept.units, kept.bytes);
         self.kept[at].again_at = now + self.pause(&self.kept[at], rewrite);
         Some((
             SegmentWrite {
                 slot: self.slot_of(seq),
                 data,
                 units,
+                bytes,
             },
             again,
         ))
@@ -372,7 +416,7 @@ impl Outgoing {
         may && kept.writing.is_none()
     }
 
-    fn next_due_write(&self, now: Time, patient: bool, depth: usize) -> Option<usize> {
+    pub(crate) fn next_due_write(&self, now: Time, patient: bool, depth: usize) -> Option<usize> {
         self.scanned().find(|at| {
             let kept = &self.kept[*at];
             kept.again_at <= now && self.may_be_due(kept, patient, depth)
@@ -416,10 +460,8 @@ impl Outgoing {
             if let Some(op) = kept.writing {
                 self.lingering.push((op, slot));
             }
-            if let Some(kept) = self.kept.pop_front()
-                && let Ok(buf) = Arc::try_unwrap(kept.data)
-            {
-                pool.give_back(buf);
+            if let Some(kept) = self.kept.pop_front() {
+                pool.let_go(kept.data);
             }
         }
         let mut ended = Vec::new();

@@ -63,6 +63,10 @@ record! {
 }
 const _: () = assert!(size_of::<SegmentHead>() == SEGMENT_HEAD_BYTES);
 
+/// Where a segment's number stands, one aligned little-endian word: who looks for a segment in memory looks there.
+pub const SEGMENT_SEQ_AT: usize = core::mem::offset_of!(SegmentHead, seq);
+const _: () = assert!(SEGMENT_SEQ_AT.is_multiple_of(8));
+
 record! {
     /// The head of a frame; `len` bytes follow, then zeros up to a multiple of eight.
     struct FrameHead[24] {
@@ -421,8 +425,16 @@ impl SegmentBuilder {
         self.frames += 1;
     }
 
-    /// Puts head and checksum on. The buffer and the number of its units that count.
-    pub fn seal(mut self, volume: VolumeId, info: &SegmentInfo) -> (UnitBuf, usize) {
+    /// Puts head and checksum on. The buffer and the number of its units that count; zeros behind the segment's end.
+    pub fn seal(self, volume: VolumeId, info: &SegmentInfo) -> (UnitBuf, usize) {
+        let (mut buf, len) = self.seal_bytes(volume, info);
+        let units = UnitBuf::units_for(len);
+        buf.bytes_mut()[len..units * crate::unit::UNIT_BYTES].fill(0);
+        (buf, units)
+    }
+
+    /// Puts head and checksum on. The buffer and the number of its bytes that count; behind them is whatever was there.
+    pub fn seal_bytes(mut self, volume: VolumeId, info: &SegmentInfo) -> (UnitBuf, usize) {
         let mut head = SegmentHead::new_zeroed();
         head.magic = SEGMENT_MAGIC;
         head.version = FORMAT_VERSION.into();
@@ -438,14 +450,11 @@ impl SegmentBuilder {
         head.acked_seq = info.acked_seq.0.into();
         head.len = (self.len as u32).into();
         head.frames = self.frames.into();
-        let units = UnitBuf::units_for(self.len);
-        let end = units * crate::unit::UNIT_BYTES;
         let bytes = self.buf.bytes_mut();
         bytes[..SEGMENT_HEAD_BYTES].copy_from_slice(head.as_bytes());
-        bytes[self.len..end].fill(0);
         let sum = checksum(&bytes[SEAL_BYTES..self.len]).to_le_bytes();
         bytes[8..SEAL_BYTES].copy_from_slice(&sum);
-        (self.buf, units)
+        (self.buf, self.len)
     }
 }
 

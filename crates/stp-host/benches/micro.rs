@@ -7,13 +7,14 @@
 //! - What is counted is what is timed: one binary, one list.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::sync::Arc;
 
 use criterion::Criterion;
 use stp_core::{
     Claimed, Event, IoAction, IoDone, Limits, Node, NodeConfig, StreamId, Time, Timings,
 };
-use stp_format::segment::decode_segment;
+use stp_format::segment::{SEGMENT_HEAD_BYTES, decode_segment, peek_segment};
 use stp_format::{
     Epoch, Frame, FrameBody, Geometry, Incarnation, Place, SeatId, SegmentBuilder, SegmentInfo,
     Seq, StreamKey, UNIT_BYTES, UnitBuf, VolumeId,
@@ -56,6 +57,16 @@ const CASES: &[Case] = &[
         name: "node_round_trips",
         what: "200 messages of 64 B there and back between two nodes",
         run: || Pair::new().round_trips(200),
+    },
+    Case {
+        name: "hot_round_trips",
+        what: "2000 messages of 64 B there and back between two nodes, their link alone",
+        run: || Pair::hot().hot_round_trips(2000, SMALL_BYTES),
+    },
+    Case {
+        name: "hot_stream",
+        what: "16 MiB from node to node in writes of 64 KiB, their link alone",
+        run: || Pair::hot().hot_stream(16 << 20, 64 << 10),
     },
     Case {
         name: "node_stream",
@@ -156,8 +167,21 @@ struct Pair {
     now: Time,
 }
 
+fn bytes_at(geometry: &Geometry, place: Place, units: usize) -> Range<usize> {
+    let at = geometry.offset(place, units).expect("on the volume") as usize;
+    at..at + units * UNIT_BYTES
+}
+
+fn done(id: u64, buf: Option<UnitBuf>) -> IoDone {
+    IoDone {
+        id,
+        buf,
+        result: Ok(()),
+    }
+}
+
 impl Side {
-    fn new(geometry: Geometry, seat: u16, name: &str) -> Self {
+    fn new(geometry: Geometry, seat: u16, name: &str, looks_free: bool) -> Self {
         let config = NodeConfig {
             volume: VOLUME,
             geometry,
@@ -165,7 +189,10 @@ impl Side {
             host: [seat as u8; 16],
             pid: 1,
             nonce: 1,
-            timings: Timings::default(),
+            timings: Timings {
+                looks_free,
+                ..Timings::default()
+            },
             limits: Limits::default(),
         };
         let claimed = Claimed {
@@ -209,33 +236,23 @@ impl Side {
             self.to_send -= count;
             self.node.filled(now, id, count, self.to_send > 0);
         }
-        let mut done = Vec::new();
+        let mut ended = Vec::new();
         while let Some(io) = self.node.poll_io(now) {
-            let bytes = |units: usize, place: Place| {
-                let at = geometry
-                    .offset(place, units)
-                    .expect("a place on the volume");
-                at as usize..at as usize + units * UNIT_BYTES
-            };
             let buf = match io.action {
                 IoAction::Read(mut buf) => {
-                    let range = bytes(buf.units(), io.place);
+                    let range = bytes_at(geometry, io.place, buf.units());
                     buf.bytes_mut().copy_from_slice(&store[range]);
                     Some(buf)
                 }
                 IoAction::Write { data, units, .. } => {
-                    let range = bytes(units, io.place);
+                    let range = bytes_at(geometry, io.place, units);
                     store[range].copy_from_slice(&data.bytes()[..units * UNIT_BYTES]);
                     None
                 }
             };
-            done.push(IoDone {
-                id: io.id,
-                buf,
-                result: Ok(()),
-            });
+            ended.push(done(io.id, buf));
         }
-        for done in done {
+        for done in ended {
             self.node.handle_io(now, done);
         }
     }
@@ -248,11 +265,20 @@ impl Side {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(false)
+    }
+
+    /// As on mapped memory.
+    fn hot() -> Self {
+        Self::with(true)
+    }
+
+    fn with(looks_free: bool) -> Self {
         let geometry = Geometry::plan(16 << 20, 2).expect("measures");
         let mut pair = Self {
             sides: [
-                Side::new(geometry, 0, "alpha"),
-                Side::new(geometry, 1, "beta"),
+                Side::new(geometry, 0, "alpha", looks_free),
+                Side::new(geometry, 1, "beta", looks_free),
             ],
             store: vec![0; geometry.size_bytes as usize],
             geometry,
@@ -289,6 +315,56 @@ impl Pair {
                 self.sides[from].send(SMALL_BYTES);
                 self.run(|sides| sides[to].received == time * SMALL_BYTES);
             }
+        }
+    }
+
+    /// One message by the link alone, as a program's thread does it where the storage is memory.
+    fn hot_message(&mut self, from: usize, message: &mut [u8]) {
+        self.now = Time(self.now.0 + 500);
+        let (now, geometry) = (self.now, self.geometry);
+        let side = &mut self.sides[from];
+        let id = side.stream.expect("it is connected");
+        assert_eq!(side.node.put(now, id, black_box(message)), message.len());
+        assert!(side.node.is_write_due(now, id));
+        while let Some(io) = side.node.poll_write_of(now, id) {
+            let range = bytes_at(&geometry, io.place, io.units);
+            self.store[range.start..range.start + io.bytes]
+                .copy_from_slice(&io.data.bytes()[..io.bytes]);
+            side.node.handle_io(now, done(io.id, None));
+        }
+        let side = &mut self.sides[1 - from];
+        let id = side.stream.expect("it is connected");
+        let mut taken = 0;
+        while taken < message.len() {
+            let io = side.node.poll_look_of(now, id).expect("it is awaited");
+            let IoAction::Read(mut buf) = io.action else {
+                panic!("a look that writes");
+            };
+            let range = bytes_at(&geometry, io.place, buf.units());
+            let head = &self.store[range.start..range.start + SEGMENT_HEAD_BYTES];
+            let (_, len) = peek_segment(head, VOLUME).expect("a segment");
+            let len = len.min(buf.len());
+            buf.bytes_mut()[..len].copy_from_slice(&self.store[range.start..range.start + len]);
+            side.node.handle_io(now, done(io.id, Some(buf)));
+            taken += side.node.take(now, id, &mut message[taken..]);
+        }
+        black_box(message);
+    }
+
+    fn hot_round_trips(mut self, times: usize, bytes: usize) {
+        let mut message = vec![9; bytes];
+        for _ in 0..times {
+            self.hot_message(0, &mut message);
+            self.hot_message(1, &mut message);
+        }
+    }
+
+    fn hot_stream(mut self, bytes: usize, piece: usize) {
+        let mut message = vec![9; piece];
+        for _ in 0..bytes / piece {
+            self.hot_message(0, &mut message);
+            // What acknowledges it.
+            self.hot_message(1, &mut [1; 8]);
         }
     }
 

@@ -32,6 +32,7 @@ pub use spec::{Access, IoChoice, Kind, OpenError, OpenOptions, SpecError, Volume
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use stp_format::{Geometry, Place, SeatId, UnitBuf};
@@ -119,6 +120,12 @@ pub trait Medium: Send {
         self.wait_fd().is_none()
     }
 
+    /// The storage as memory, if that is what it is and all of it is there now. The answer is good for a moment only: ask
+    /// again every millisecond at least.
+    fn memory(&mut self) -> Option<Arc<dyn Memory>> {
+        None
+    }
+
     /// Operations that it works on side by side; more are queued.
     fn depth(&self) -> usize;
 
@@ -170,6 +177,10 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
         (**self).is_inline()
     }
 
+    fn memory(&mut self) -> Option<Arc<dyn Memory>> {
+        (**self).memory()
+    }
+
     fn depth(&self) -> usize {
         (**self).depth()
     }
@@ -185,6 +196,24 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
     fn describe(&self) -> String {
         (**self).describe()
     }
+}
+
+/// A storage that is memory: a transfer is a copy, of bytes instead of units, and is done when the call returns.
+///
+/// Lengths and positions are multiples of eight. A place outside the volume is
+/// [`std::io::ErrorKind::InvalidInput`].
+pub trait Memory: Send + Sync {
+    /// A word of a slot, as others write it: to be looked at until it changes. `None` outside the volume.
+    fn word(&self, place: Place, at: usize) -> Option<&AtomicU64>;
+
+    /// Copies from a place, from its byte `at` on.
+    fn read(&self, place: Place, at: usize, into: &mut [u8]) -> std::io::Result<()>;
+
+    /// The front of a place will soon be written: whatever makes that fast may be done now. It changes nothing.
+    fn prepare(&self, place: Place, len: usize);
+
+    /// Copies to the front of a place. Whoever sees the word of [`stp_format::segment::SEGMENT_SEQ_AT`] sees all of it.
+    fn write(&self, place: Place, bytes: &[u8]) -> std::io::Result<()>;
 }
 
 /// What came of [`Medium::lock_seat`].

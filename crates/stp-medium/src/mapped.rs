@@ -4,10 +4,12 @@
 //! - Operations complete within [`Medium::kick`], in order.
 //! - The map is only ever seen as atomic words, which are copied out or in: a peer's write in the middle of a
 //!   copy gives mixed bytes and nothing worse. The copies are what the floors above check.
+//! - What goes in lands back to front as far as it matters: a segment's number last. So who sees the number sees the
+//!   segment, and hardly ever half of one.
 //! - The first [`Medium::kick`] in every [`WHOLE_FOR`] asks whether the file still has all its pages. If not
 //!   (somebody truncated it or punched a hole), `pread` and `pwrite` serve instead, and errors are errors: access
 //!   through the map could end in `SIGBUS`. A truncation between that question and the copies behind it is not
-//!   survived. A device's memory keeps its size and cannot be read but through the map.
+//!   survived. A device's memory keeps its size and cannot be read but through the map. [`Medium::memory`] asks each time.
 //! - Between two questions a transfer makes no system call, but for the first that touches a stretch of
 //!   [`POPULATE_BYTES`]: all its pages are brought in at once.
 //! - Nothing here outlives a loss of power, durable or not.
@@ -20,18 +22,27 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::fence;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
-use stp_format::{Geometry, SeatId};
+use stp_format::segment::{SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT};
+use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
 
-use crate::storage::{Writable, locate};
+use crate::storage::{Writable, locate, outside};
 use crate::words::{self, WORD_BYTES};
-use crate::{Completion, Medium, Op, OpId, SeatLock, lock};
+use crate::{Completion, Medium, Memory, Op, OpId, SeatLock, lock};
 
 /// Operations handed over between two kicks beyond which nothing is gained.
 const DEPTH: usize = 64;
+/// Words of a cache line.
+#[cfg(target_arch = "x86_64")]
+const LINE_WORDS: usize = 8;
+/// From so many bytes on the processor's own copy is faster than word by word.
+#[cfg(target_arch = "x86_64")]
+const STRING_BYTES: usize = 2048;
 /// How long the answer is good that the file has all its pages: the question is a system call, as dear as a small
 /// message. After a pause it is always asked anew.
 const WHOLE_FOR: Duration = Duration::from_millis(1);
@@ -40,7 +51,7 @@ const POPULATE_BYTES: usize = 2 << 20;
 
 /// Whose memory it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Memory {
+enum Owner {
     /// A file's pages: they can be taken away.
     File,
     /// A device's: always there.
@@ -57,9 +68,10 @@ pub fn is_device_memory(file: &File) -> bool {
 
 pub(crate) struct Mapped {
     file: Arc<File>,
-    map: Map,
-    memory: Memory,
+    map: Arc<Map>,
+    owner: Owner,
     geometry: Option<Geometry>,
+    memory: Option<Arc<dyn Memory>>,
     writable: Writable,
     /// When it was last asked whether the file has all its pages, and whether it had.
     asked: Option<(Instant, bool)>,
@@ -70,16 +82,17 @@ pub(crate) struct Mapped {
 impl Mapped {
     pub(crate) fn new(file: Arc<File>, writable: Writable) -> io::Result<Self> {
         let map = Map::new(&file, writable)?;
-        let memory = if is_device_memory(&file) {
-            Memory::Device
+        let owner = if is_device_memory(&file) {
+            Owner::Device
         } else {
-            Memory::File
+            Owner::File
         };
         Ok(Self {
             file,
-            map,
-            memory,
+            map: Arc::new(map),
+            owner,
             geometry: None,
+            memory: None,
             writable,
             asked: None,
             submitted: VecDeque::new(),
@@ -89,7 +102,7 @@ impl Mapped {
 
     /// Whether the map can be touched: the file has all its pages, or had them a moment ago.
     fn pages_whole(&mut self) -> bool {
-        if self.memory == Memory::Device {
+        if self.owner == Owner::Device {
             return true;
         }
         let now = Instant::now();
@@ -98,6 +111,10 @@ impl Mapped {
         {
             return whole;
         }
+        self.ask_pages(now)
+    }
+
+    fn ask_pages(&mut self, now: Instant) -> bool {
         let len = self.map.len as u64;
         let whole = self
             .file
@@ -142,6 +159,18 @@ impl Mapped {
 impl Medium for Mapped {
     fn set_geometry(&mut self, geometry: Geometry) {
         self.geometry = Some(geometry);
+        let map = Arc::clone(&self.map);
+        let writable = self.writable;
+        self.memory = Some(Arc::new(Slots {
+            map,
+            geometry,
+            writable,
+        }));
+    }
+
+    fn memory(&mut self) -> Option<Arc<dyn Memory>> {
+        let whole = self.owner == Owner::Device || self.ask_pages(Instant::now());
+        self.memory.clone().filter(|_| whole)
     }
 
     fn size_bytes(&self) -> io::Result<u64> {
@@ -191,11 +220,56 @@ impl Medium for Mapped {
     }
 
     fn describe(&self) -> String {
-        match self.memory {
-            Memory::File => "mapped memory, one kernel",
-            Memory::Device => "mapped memory of a device, shared by kernels",
+        match self.owner {
+            Owner::File => "mapped memory, one kernel",
+            Owner::Device => "mapped memory of a device, shared by kernels",
         }
         .into()
+    }
+}
+
+/// The map as places.
+struct Slots {
+    map: Arc<Map>,
+    geometry: Geometry,
+    writable: Writable,
+}
+
+impl Slots {
+    /// Where `len` bytes of a place begin, from its byte `at` on.
+    fn offset(&self, place: Place, at: usize, len: usize) -> Option<usize> {
+        let end = at.checked_add(len)?;
+        let offset = self.geometry.offset(place, UnitBuf::units_for(end))?;
+        let whole = at.is_multiple_of(WORD_BYTES) && len.is_multiple_of(WORD_BYTES);
+        (whole && self.map.holds(offset, end)).then_some(offset as usize + at)
+    }
+}
+
+impl Memory for Slots {
+    fn word(&self, place: Place, at: usize) -> Option<&AtomicU64> {
+        let offset = self.offset(place, at, WORD_BYTES)?;
+        self.map.words(offset, WORD_BYTES).first()
+    }
+
+    fn read(&self, place: Place, at: usize, into: &mut [u8]) -> io::Result<()> {
+        let offset = self.offset(place, at, into.len()).ok_or_else(outside)?;
+        self.map.copy_out(offset, into);
+        Ok(())
+    }
+
+    fn prepare(&self, place: Place, len: usize) {
+        if let Some(offset) = self.offset(place, 0, len) {
+            self.map.want_to_write(offset, len);
+        }
+    }
+
+    fn write(&self, place: Place, bytes: &[u8]) -> io::Result<()> {
+        if self.writable == Writable::No || place.owner().is_none() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let offset = self.offset(place, 0, bytes.len()).ok_or_else(outside)?;
+        self.map.copy_in(offset, bytes);
+        Ok(())
     }
 }
 
@@ -301,13 +375,99 @@ impl Map {
         }
     }
 
+    /// Asks for the lines of a range as this processor's own: a store waits for each of them otherwise, one after the
+    /// other.
+    fn want_to_write(&self, offset: usize, len: usize) {
+        let words = self.words(offset, len);
+        #[cfg(target_arch = "x86_64")]
+        for line in words.chunks(LINE_WORDS) {
+            // SAFETY: a hint about memory of the map, which it does not change.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{}]",
+                    in(reg) line.as_ptr(),
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = words;
+    }
+
     pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        words::copy_out(self.words(offset, into.len()), into);
+        let words = self.words(offset, into.len());
+        #[cfg(target_arch = "x86_64")]
+        if into.len() >= STRING_BYTES && is_level(words.as_ptr().addr(), into.as_ptr().addr()) {
+            // SAFETY: both ranges have this length, and they do not overlap: one is the map's, the other the caller's.
+            // What others write meanwhile gives mixed bytes, as word by word; nothing is assumed of them.
+            unsafe { copy_string(words.as_ptr().cast(), into.as_mut_ptr(), into.len()) };
+            // As `words::copy_out` has it.
+            fence(Ordering::Acquire);
+            return;
+        }
+        words::copy_out(words, into);
     }
 
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
-        words::copy_in(self.words(offset, from.len()), from);
+        let words = self.words(offset, from.len());
+        if from.len() < SEGMENT_HEAD_BYTES {
+            return words::copy_in(words, from);
+        }
+        let (head_words, body_words) = words.split_at(SEGMENT_HEAD_BYTES / WORD_BYTES);
+        let (head, body) = from.split_at(SEGMENT_HEAD_BYTES);
+        put_in(body_words, body);
+        let number = SEGMENT_SEQ_AT / WORD_BYTES;
+        words::store(&head_words[..number], &head[..SEGMENT_SEQ_AT]);
+        let behind = SEGMENT_SEQ_AT + WORD_BYTES;
+        words::store(&head_words[number + 1..], &head[behind..]);
+        // Who sees the number, with `Acquire`, sees what it belongs to.
+        words::copy_in(&head_words[number..=number], &head[SEGMENT_SEQ_AT..behind]);
     }
+}
+
+/// Whether two addresses lie alike in their pages: only then are string copies fast everywhere.
+#[cfg(target_arch = "x86_64")]
+fn is_level(a: usize, b: usize) -> bool {
+    a.wrapping_sub(b).is_multiple_of(UNIT_BYTES)
+}
+
+/// Copies as the processor itself does it, in an order of its own. What is stored after it is seen after it.
+///
+/// # Safety
+/// `len` bytes, whole words, can be read at `from` and written at `to`, and the ranges do not overlap. Others may write
+/// there.
+#[cfg(target_arch = "x86_64")]
+unsafe fn copy_string(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: as the caller promises; the direction flag is clear by the ABI.
+    unsafe {
+        std::arch::asm!(
+            "rep movsq",
+            inout("rcx") len / WORD_BYTES => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// As [`words::copy_in`].
+fn put_in(words: &[AtomicU64], from: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if from.len() >= STRING_BYTES && is_level(words.as_ptr().addr(), from.as_ptr().addr()) {
+        assert!(words.len() * WORD_BYTES >= from.len());
+        fence(Ordering::Release);
+        // SAFETY: both ranges have this length (asserted), and they do not overlap: one is the map's, the other the
+        // caller's. An atomic word may be written through a shared reference.
+        unsafe {
+            copy_string(
+                from.as_ptr(),
+                words.as_ptr().cast::<u8>().cast_mut(),
+                from.len(),
+            )
+        };
+        return;
+    }
+    words::copy_in(words, from);
 }
 
 impl Drop for Map {

@@ -52,8 +52,12 @@ pub(crate) fn locate(
         }
         (None, _) => None,
     };
-    let offset = offset.ok_or_else(|| invalid("a place outside the volume"))?;
+    let offset = offset.ok_or_else(outside)?;
     Ok((offset, units * UNIT_BYTES))
+}
+
+pub(crate) fn outside() -> io::Error {
+    invalid("a place outside the volume")
 }
 
 fn invalid(what: &'static str) -> io::Error {

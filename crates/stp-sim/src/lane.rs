@@ -161,7 +161,7 @@ impl World {
         let Some(engine) = self.helm(node) else {
             return Call::Refused;
         };
-        let got = engine.take_into(token, &mut into, &mut socket);
+        let got = engine.take_into(engine.now(), token, &mut into, &mut socket);
         let is_due = engine.is_step_due(token);
         if drives {
             match got {
@@ -296,7 +296,7 @@ impl World {
         let (Some(token), Some(engine)) = (token, self.helm(node)) else {
             return Call::Refused;
         };
-        let put = engine.put(token, &bytes, written, &bell);
+        let put = engine.put(engine.now(), token, &bytes, written, &bell);
         if put != Put::All || engine.is_step_due(token) {
             self.poke(node, US);
         }

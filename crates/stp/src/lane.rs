@@ -151,7 +151,9 @@ impl Lane {
         let mut patience = None;
         while self.is_private() && is_open() {
             let written = self.written.load(Ordering::Acquire);
-            let (taken, ticket) = match engine.put(self.token, &buf[done..], written, &self.bell) {
+            let waits = !self.nonblocking.load(Ordering::Acquire);
+            let put = engine.put(self.token, &buf[done..], written, waits, &self.bell);
+            let (taken, ticket) = match put {
                 Put::All => return Some(Ok(buf.len())),
                 Put::Full { taken, ticket } => (taken, ticket),
                 Put::Refused => break,

@@ -2,9 +2,10 @@
 //! no node writes ends the session.
 
 use super::*;
+use crate::chunks::{SMALL_BYTES, Source};
 use crate::receiver::{Expected, Look};
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd, Stream};
-use stp_format::segment::{StreamKey, decode_segment};
+use stp_format::segment::{StreamKey, decode_segment, peek_segment};
 use stp_format::{Frame, FrameBody};
 
 /// Looks that must find nothing before a dead peer's link counts as read to its end: the first may have
@@ -77,8 +78,19 @@ impl Node {
             let Some(segment) = incoming.head() else {
                 return Ok(());
             };
-            let segment = Arc::new(segment);
-            match decode_segment(segment.bytes(), self.config.volume) {
+            // What is copied out of needs no box.
+            let (small, boxed) = match peek_segment(segment.bytes(), self.config.volume) {
+                Ok((_, len)) if len < SMALL_BYTES => (Some(segment), None),
+                _ => (None, Some(Arc::new(segment))),
+            };
+            let Some(source) = small
+                .as_ref()
+                .map(Source::Small)
+                .or(boxed.as_ref().map(Source::Shared))
+            else {
+                return Ok(());
+            };
+            match decode_segment(source.bytes(), self.config.volume) {
                 Err(damage) => {
                     if incoming.retry(now, damage) == Look::Damaged {
                         let what = "a segment's checksum stays wrong";
@@ -95,11 +107,11 @@ impl Node {
                     }
                     for frame in frames {
                         let frame = frame.map_err(|_| "a frame of impossible form")?;
-                        self.handle_frame(now, seat, frame, &segment)?;
+                        self.handle_frame(now, seat, frame, source)?;
                     }
                 }
             }
-            if let Ok(segment) = Arc::try_unwrap(segment) {
+            if let Some(segment) = small.or(boxed.and_then(|boxed| Arc::try_unwrap(boxed).ok())) {
                 self.pool.give_back(segment);
             }
         }
@@ -110,7 +122,7 @@ impl Node {
         now: Time,
         seat: SeatId,
         frame: Frame<'_>,
-        segment: &Arc<UnitBuf>,
+        segment: Source<'_>,
     ) -> Result<(), Broken> {
         let key = frame.key;
         if let FrameBody::Open {

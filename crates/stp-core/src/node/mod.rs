@@ -6,10 +6,11 @@
 //! - After [`Event::Fenced`] it asks for no further write.
 //!
 //! `peers.rs` follows the directory, `frames.rs` takes in what peers send, `traffic.rs` moves bytes,
-//! `lane.rs` past the programs' sockets,
+//! `lane.rs` past the programs' sockets, `hot.rs` one link at a time,
 //! `sockets.rs` holds what programs ask for, `moving.rs` hands streams from node to node.
 
 mod frames;
+mod hot;
 mod lane;
 mod load;
 mod moving;
@@ -17,6 +18,7 @@ mod peers;
 mod sockets;
 mod traffic;
 
+pub use hot::SegmentIo;
 pub use load::Load;
 pub use moving::{Adoption, Stillness};
 
@@ -143,7 +145,8 @@ pub struct Node {
     window_growth: u64,
     table: Table,
     table_unit_touched: Time,
-    ops: BTreeMap<u64, Purpose>,
+    /// In the order of their numbers, which only rise.
+    ops: Vec<(u64, Purpose)>,
     next_op: u64,
     directory_reading: bool,
     /// `resolving` streams up to this many asked before the read under way began.
@@ -192,7 +195,7 @@ impl Node {
             window_growth: 0,
             table: Table::new(geometry.scbs()),
             table_unit_touched: now,
-            ops: BTreeMap::new(),
+            ops: Vec::new(),
             next_op: 1,
             directory_reading: false,
             resolving_covered: 0,
@@ -227,6 +230,11 @@ impl Node {
             streams: self.streams.len() as u32,
             ..self.counters
         }
+    }
+
+    /// How many streams it has.
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
     }
 
     /// A stream's names and figures, while it exists.
@@ -297,10 +305,11 @@ impl Node {
     /// A storage operation has ended.
     pub fn handle_io(&mut self, now: Time, done: IoDone) {
         self.tick(now);
-        let Some(purpose) = self.ops.remove(&done.id) else {
+        let Ok(at) = self.ops.binary_search_by_key(&done.id, |(id, _)| *id) else {
             debug_assert!(false, "a completion that nobody waits for");
             return;
         };
+        let (_, purpose) = self.ops.remove(at);
         let good = done.result.is_ok();
         match purpose {
             Purpose::Directory => self.handle_directory(now, done),
@@ -358,19 +367,8 @@ impl Node {
 
     fn count(&mut self, io: &Io) {
         match &io.action {
-            IoAction::Read(buf) => {
-                self.counters.reads += 1;
-                self.counters.read_units += buf.units() as u64;
-            }
-            IoAction::Write { units, .. } => {
-                assert_eq!(
-                    io.place.owner(),
-                    Some(self.seat),
-                    "a write outside the own seat"
-                );
-                self.counters.writes += 1;
-                self.counters.written_units += *units as u64;
-            }
+            IoAction::Read(buf) => self.count_read(buf.units()),
+            IoAction::Write { units, .. } => self.count_write(io.place, *units),
         }
     }
 
@@ -382,6 +380,18 @@ impl Node {
     /// Whether bytes that arrived are to be handed over.
     pub fn has_deliveries(&self) -> bool {
         !self.deliver.is_empty()
+    }
+
+    fn count_read(&mut self, units: usize) {
+        self.counters.reads += 1;
+        self.counters.read_units += units as u64;
+    }
+
+    fn count_write(&mut self, place: Place, units: usize) {
+        let owner = place.owner();
+        assert_eq!(owner, Some(self.seat), "a write outside the own seat");
+        self.counters.writes += 1;
+        self.counters.written_units += units as u64;
     }
 
     /// When to call [`Node::handle_timeout`] and [`Node::poll_io`] again if nothing comes in before;
@@ -454,7 +464,7 @@ impl Node {
     fn op(&mut self, purpose: Purpose) -> u64 {
         let op = self.next_op;
         self.next_op += 1;
-        self.ops.insert(op, purpose);
+        self.ops.push((op, purpose));
         op
     }
 

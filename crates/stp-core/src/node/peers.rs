@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::link::Ending;
+use crate::receiver::Incoming;
 use stp_format::Incarnation;
 
 /// How long what a dead peer had published is still read.
@@ -252,7 +253,9 @@ impl Node {
             return;
         }
         if link.incoming.is_none() && entry.ring.extents != 0 {
-            link.incoming = Some(crate::receiver::Incoming::new(&geometry, entry.ring, now));
+            let looks_free = self.config.timings.looks_free;
+            let incoming = Incoming::new(&geometry, entry.ring, now, looks_free);
+            link.incoming = Some(incoming);
         }
         if let Some(incoming) = &mut link.incoming {
             if !incoming.may_be_last(entry.last_seq) {

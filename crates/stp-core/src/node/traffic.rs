@@ -380,38 +380,41 @@ impl Node {
 
     /// The next segment to be written.
     pub(super) fn poll_segment(&mut self, now: Time) -> Option<Io> {
-        (0..self.links.len()).find_map(|seat| self.poll_link(now, seat))
+        (0..self.links.len()).find_map(|seat| Some(self.poll_link(now, seat)?.io()))
     }
 
-    fn poll_link(&mut self, now: Time, seat: usize) -> Option<Io> {
+    /// The next segment of one link to be written.
+    pub(super) fn poll_link(&mut self, now: Time, seat: usize) -> Option<SegmentIo> {
         self.flush_control(seat);
-        let timings = self.timings();
-        let depth = self.limits().write_depth;
-        let peer_seat = SeatId(seat as u16);
-        let peer_up = self.peer_is_up(peer_seat);
+        let timings = &self.config.timings;
+        let depth = self.config.limits.write_depth;
         let link = &mut self.links[seat];
         let ack_due = link
             .incoming
             .as_ref()
-            .and_then(|incoming| incoming.ack_due(&timings))
+            .and_then(|incoming| incoming.ack_due(timings))
             .is_some_and(|due| due <= now);
         let Some(outgoing) = link.outgoing.as_mut().filter(|_| link.ending.is_none()) else {
             self.acknowledge_by_record(seat, ack_due);
             return None;
         };
+        let peer_seat = SeatId(seat as u16);
+        let peer = self.directory.peer(peer_seat);
+        let silent = peer.is_none_or(|peer| peer.state != PeerState::Up);
         if ack_due && outgoing.full() {
             self.acknowledge_by_record(seat, true);
-            return self.poll_write(now, seat, !peer_up);
+            return self.poll_write(now, seat, silent);
         }
-        if !outgoing.next_write_due(now, !peer_up, depth) && outgoing.may_seal(depth, ack_due) {
+        let due = outgoing.next_due_write(now, silent, depth);
+        if due.is_none() && outgoing.may_seal(depth, ack_due) {
             self.seal(now, seat);
         }
-        self.poll_write(now, seat, !peer_up)
+        self.poll_write(now, seat, silent)
     }
 
     /// Numbers the segment that is being filled, with the newest acknowledgement in it.
     pub(super) fn seal(&mut self, now: Time, seat: usize) {
-        let timings = self.timings();
+        let timings = &self.config.timings;
         let link = &mut self.links[seat];
         if let Some(outgoing) = &mut link.outgoing {
             let wants_ack = outgoing.has_frames() || outgoing.crowded();
@@ -432,12 +435,13 @@ impl Node {
                 wants_ack,
             };
             let volume = self.config.volume;
-            let asks = outgoing.seal(now, &mut self.pool, wants_ack, |builder, seq| {
-                builder.seal(volume, &SegmentInfo { seq, ..info })
+            let whole = !timings.looks_free;
+            let asks = outgoing.seal(now, &mut self.pool, wants_ack, whole, |builder, seq| {
+                builder.seal_bytes(volume, &SegmentInfo { seq, ..info })
             });
             if let Some(incoming) = &mut link.incoming {
                 incoming.acknowledged();
-                incoming.ask(now, asks, &timings);
+                incoming.ask(now, asks, timings);
             }
             if doorbell {
                 self.own.ring();
@@ -453,9 +457,9 @@ impl Node {
         }
     }
 
-    fn poll_write(&mut self, now: Time, seat: usize, patient: bool) -> Option<Io> {
-        let rewrite = self.timings().rewrite;
-        let depth = self.limits().write_depth;
+    fn poll_write(&mut self, now: Time, seat: usize, patient: bool) -> Option<SegmentIo> {
+        let rewrite = self.config.timings.rewrite;
+        let depth = self.config.limits.write_depth;
         let op = self.next_op;
         let link = &mut self.links[seat];
         let epoch = link.my_epoch;
@@ -475,12 +479,13 @@ impl Node {
             slot: write.slot,
             skip: 0,
         };
-        let action = IoAction::Write {
+        Some(SegmentIo {
+            id,
+            place,
             data: write.data,
             units: write.units,
-            durable: false,
-        };
-        Some(Io { id, place, action })
+            bytes: write.bytes,
+        })
     }
 
     /// The next slot to look at.
@@ -488,14 +493,14 @@ impl Node {
         if self.looks_at > now {
             return None;
         }
-        let timings = self.timings();
-        let depth = self.limits().read_depth;
+        let timings = &self.config.timings;
+        let depth = self.config.limits.read_depth;
         let links = self.links.len();
         let (seat, epoch, place, seq, units) = (0..links).find_map(|step| {
             let seat = (self.look_turn + step) % links;
             let link = &mut self.links[seat];
             let incoming = link.incoming.as_mut()?;
-            let (seq, units) = incoming.next_read(now, &timings, depth)?;
+            let (seq, units) = incoming.next_read(now, timings, depth)?;
             let seat = SeatId(seat as u16);
             let place = Place::Slot {
                 seat,

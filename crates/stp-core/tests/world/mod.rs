@@ -188,7 +188,7 @@ impl World {
         self.held.retain(|_, holder| *holder != host);
     }
 
-    fn time(&self, host: usize) -> Time {
+    pub fn time(&self, host: usize) -> Time {
         Time(self.now - self.hosts[host].started)
     }
 

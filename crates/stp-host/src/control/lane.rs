@@ -27,6 +27,28 @@ pub enum Put {
     Refused,
 }
 
+impl Put {
+    /// What came of a write of which `done` bytes were taken before.
+    pub(crate) fn after(self, done: usize, bell: &Bell) -> Self {
+        match self {
+            Self::Full { taken, ticket } => Self::Full {
+                taken: done + taken,
+                ticket,
+            },
+            // What was taken must be told; the next try is refused at once.
+            Self::Refused if done > 0 => {
+                let ticket = bell.ticket();
+                bell.ring();
+                Self::Full {
+                    taken: done,
+                    ticket,
+                }
+            }
+            Self::All | Self::Refused => self,
+        }
+    }
+}
+
 /// What came of [`Lane::take`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Got {
@@ -40,8 +62,16 @@ pub enum Got {
 
 /// The lanes of an engine in this process.
 pub trait Lane {
-    /// Takes bytes that a program writes. `written`: how often the program has written into the socket itself.
-    fn put(&self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put;
+    /// Takes bytes that a program writes. `written`: how often the program has written into the socket itself. If the
+    /// caller `waits`, its thread drives the engine for a moment until there is room, where that helps.
+    fn put(
+        &self,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+        waits: bool,
+        bell: &Arc<Bell>,
+    ) -> Put;
 
     /// Moves what has arrived into a program's memory. `socket` receives from the socket, without waiting, and says
     /// whether there was anything, an end or an error included; it is asked first wherever it may have something. If

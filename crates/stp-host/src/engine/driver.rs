@@ -8,19 +8,21 @@
 //! - A program's end without a mark is its death: the peer gets a reset, never a clean end.
 
 mod gifts;
+mod hot;
 mod lane;
 pub(super) mod leave;
 mod moves;
 mod openings;
 mod storage;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use stp_core::{Claimed, Event, Node, NodeConfig, ResetReason, SERVICE_PORT, StreamId, Time};
 use stp_format::SystemName;
 use stp_medium::Medium;
 
+use self::hot::Hot;
 use self::lane::{LaneEnd, Lanes};
 use self::storage::Submitted;
 use super::clock::Clock;
@@ -29,6 +31,7 @@ use super::error::connect_failure;
 use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
 use super::moves::{Moves, fill};
+use super::numbers::NumberMap;
 use super::ports::{Ports, WAIT_MAX, Waiting};
 use super::verdict::{Ending, Verdicts};
 use crate::control::{ConnectFailure, Connected, StreamToken};
@@ -111,8 +114,8 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     node: Node,
     clock: C,
     local: L,
-    streams: HashMap<StreamId, Stream<L::Socket>>,
-    by_token: HashMap<StreamToken, StreamId>,
+    streams: NumberMap<StreamId, Stream<L::Socket>>,
+    by_token: NumberMap<StreamToken, StreamId>,
     openings: BTreeMap<StreamId, Opening<L::Socket>>,
     ports: Ports<L::Listener>,
     gifts: Gifts<L::Handle>,
@@ -127,6 +130,7 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     /// The log says already that the volume has lost its end.
     lacks_told: bool,
     lanes: Lanes,
+    hot: Hot,
     label: String,
     /// Last: the buffers under way belong to it.
     medium: Box<M>,
@@ -147,13 +151,13 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         last_token: u64,
     ) -> Self {
         let now = clock.now();
-        let system = config.system;
+        let (system, volume) = (config.system, config.volume);
         Self {
             node: Node::new(config, claimed, now),
             clock,
             local,
-            streams: HashMap::new(),
-            by_token: HashMap::new(),
+            streams: NumberMap::default(),
+            by_token: NumberMap::default(),
             openings: BTreeMap::new(),
             ports: Ports::new(),
             gifts: Gifts::new(),
@@ -165,6 +169,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             moves: 0,
             lacks_told: false,
             lanes: Lanes::default(),
+            hot: Hot::new(volume),
             label,
             medium,
         }
@@ -203,12 +208,12 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Does what there is to do, within the budgets.
     pub fn step(&mut self) -> Step {
-        self.step_unless(&mut |_| false)
+        self.step_unless(&mut |_, _| false)
     }
 
     /// As [`Driver::step`], but ends early, before the storage is asked for anything new, if bytes were handed
     /// over and `ready` says that it is what the caller waits for.
-    pub fn step_unless(&mut self, ready: &mut dyn FnMut(&mut Self) -> bool) -> Step {
+    pub fn step_unless(&mut self, ready: &mut dyn FnMut(&mut Self, Time) -> bool) -> Step {
         let mut step = Step {
             more: false,
             idle_look: false,
@@ -236,11 +241,12 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.read_ahead(now);
         }
         more |= self.deliver(now);
-        if self.moves != moves && ready(self) {
+        if self.moves != moves && ready(self, now) {
             step.more = true;
             return step;
         }
         let now = self.clock.now();
+        self.stepped(now);
         more |= self.pull(now);
         let now = self.clock.now();
         let Submitted {

@@ -519,9 +519,16 @@ impl EngineHandle {
 }
 
 impl Lane for EngineHandle {
-    fn put(&self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put {
+    fn put(
+        &self,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+        waits: bool,
+        bell: &Arc<Bell>,
+    ) -> Put {
         let shared = &self.engine.shared;
-        shared.helm.put(shared, token, bytes, written, bell)
+        shared.helm.put(shared, token, bytes, written, waits, bell)
     }
 
     fn take(

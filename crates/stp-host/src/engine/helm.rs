@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use stp_core::Time;
 use stp_medium::Medium;
 
-use super::clock::MonotonicClock;
+use super::clock::{Clock, MonotonicClock};
 use super::driver::{Driver, Over};
 use super::error::Stopped;
 use super::handle::Shared;
@@ -54,10 +54,14 @@ const PUBLISH_MAX: Duration = Duration::from_millis(20);
 const LOOKS_AT_KERNEL: u32 = 16;
 /// Such looks in vain, after which the processor is offered to others. Where there is one only, after each.
 const LOOKS_IN_VAIN: u32 = 8;
+/// Looks at one word that make a set of them: about as dear as a whole step.
+const WORDS_IN_A_ROW: u32 = 64;
 /// Streams of a node beyond which its thread does not stay away: the others would wait for it.
-const STREAMS_MAX: u32 = 4;
+const STREAMS_MAX: usize = 4;
 
 pub(super) type HostDriver = Driver<dyn Medium, MonotonicClock, HostSockets>;
+/// Whether a program's thread has what it waits for.
+type Ready<'a> = &'a mut dyn FnMut(&mut HostDriver, Time) -> bool;
 
 /// What it takes to drive; dropped from top to bottom.
 pub(super) struct Core {
@@ -82,7 +86,7 @@ struct Turn {
 
 impl Core {
     /// One step, with what happened since the last one; it ends early if it brought what `ready` waits for.
-    fn turn(&mut self, shared: &Shared, ready: &mut dyn FnMut(&mut HostDriver) -> bool) -> Turn {
+    fn turn(&mut self, shared: &Shared, ready: Ready<'_>) -> Turn {
         for command in shared.take_commands() {
             self.driver.handle_command(command);
         }
@@ -96,11 +100,7 @@ impl Core {
         }
         let step = self.driver.step_unless(ready);
         if step.idle_look {
-            self.vain += 1;
-            if self.vain >= shared.helm.patience {
-                self.vain = 0;
-                std::thread::yield_now();
-            }
+            self.look_in_vain(shared.helm.patience);
         }
         Turn {
             stopped: step.over.map(|over| match over {
@@ -116,13 +116,21 @@ impl Core {
         }
     }
 
+    fn look_in_vain(&mut self, patience: u32) {
+        self.vain += 1;
+        if self.vain >= patience {
+            self.vain = 0;
+            std::thread::yield_now();
+        }
+    }
+
     fn note(&mut self, noted: Noted) {
         note(self.driver.local_mut(), noted, true);
     }
 
     /// Whether the program that drives is, as good as, the only one that matters.
     fn is_alone(&self) -> bool {
-        self.driver.node().stats().streams <= STREAMS_MAX
+        self.driver.node().stream_count() <= STREAMS_MAX
     }
 
     /// Whether every thread moves as well as any, and what it moves is there at once.
@@ -146,7 +154,9 @@ pub(super) struct Helm {
     sleeps: AtomicBool,
     /// Looks in vain before the processor is offered to others.
     patience: u32,
-    origin: Instant,
+    /// Words looked at in a row, hot; with that many sets of them in vain the processor is offered to others.
+    looks: u32,
+    clock: MonotonicClock,
     /// A program's thread drives.
     lent: AtomicBool,
     /// Until then the engine's thread stays away, in ns from the origin.
@@ -159,8 +169,9 @@ pub(super) struct Helm {
     parked: Mutex<bool>,
     called_back: Condvar,
     is_parked: AtomicBool,
-    /// What a panic under a program's thread said.
+    /// What a panic under a program's thread said, and whether there is something.
     panicked: Mutex<Option<String>>,
+    has_panicked: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,7 +179,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Helm {
-    pub(super) fn new(epoll: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(epoll: Arc<OwnedFd>, clock: MonotonicClock) -> Self {
+        let alone = !std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         Self {
             core: Mutex::new(None),
             epoll,
@@ -176,11 +188,9 @@ impl Helm {
             readers: Mailbox::new(),
             wanted: AtomicU32::new(0),
             sleeps: AtomicBool::new(false),
-            patience: match std::thread::available_parallelism() {
-                Ok(processors) if processors.get() > 1 => LOOKS_IN_VAIN,
-                _ => 1,
-            },
-            origin: Instant::now(),
+            patience: if alone { 1 } else { LOOKS_IN_VAIN },
+            looks: if alone { 1 } else { WORDS_IN_A_ROW },
+            clock,
             lent: AtomicBool::new(false),
             away_until: AtomicU64::new(0),
             rest_until: AtomicU64::new(0),
@@ -189,6 +199,7 @@ impl Helm {
             called_back: Condvar::new(),
             is_parked: AtomicBool::new(false),
             panicked: Mutex::default(),
+            has_panicked: AtomicBool::new(false),
         }
     }
 
@@ -203,7 +214,7 @@ impl Helm {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        self.clock.now().0
     }
 
     fn in_future(&self, delay: Duration) -> u64 {
@@ -232,7 +243,7 @@ impl Helm {
                 return Stopped::Left;
             };
             core.driver.medium_mut().set_inline(false);
-            let turn = core.turn(shared, &mut |_| false);
+            let turn = core.turn(shared, &mut |_, _| false);
             if let Some(stopped) = turn.stopped {
                 return stopped;
             }
@@ -296,6 +307,9 @@ impl Helm {
 
     /// The engine, unless another program's thread drives it or the engine's does not make room.
     fn enter(&self) -> Option<MutexGuard<'_, Option<Core>>> {
+        if let Ok(guard) = self.core.try_lock() {
+            return Some(guard);
+        }
         self.wanted.fetch_add(1, Ordering::Relaxed);
         let mut entered = None;
         for entry in 0..ENTRIES_MAX {
@@ -324,6 +338,7 @@ impl Helm {
         token: StreamToken,
         bytes: &[u8],
         written: u64,
+        waits: bool,
         bell: &Arc<Bell>,
     ) -> Put {
         let Some(mut guard) = self.enter() else {
@@ -333,27 +348,129 @@ impl Helm {
             return Put::Refused;
         };
         let mut put = Put::Refused;
+        let mut lent = false;
         self.guarded(|| {
-            put = core.driver.put(token, bytes, written, bell);
-            let whole = put == Put::All;
-            // A second write before an answer: the program does not wait for one.
-            let again = self.wrote.swap(whole, Ordering::Relaxed);
-            if whole && !core.driver.is_step_due(token) {
+            let now = core.driver.now();
+            let done = self.put_hot(core, now, token, bytes, written);
+            if done == bytes.len() {
+                put = Put::All;
                 return;
             }
-            let away = self.is_away();
-            if whole && (core.is_memory() || (away && !again)) {
-                self.send(shared, core);
-                if away && core.is_alone() {
-                    return self.stay_away();
-                }
-                if !away && !self.sleeps.load(Ordering::SeqCst) {
-                    return;
-                }
+            let rest = &bytes[done..];
+            let now = core.driver.now();
+            put = core.driver.put(now, token, rest, written, bell);
+            let full = matches!(put, Put::Full { .. });
+            if full && waits && core.is_memory() && !self.lent.swap(true, Ordering::SeqCst) {
+                lent = true;
+                put = self.await_room(shared, core, token, rest, written, bell, put);
             }
-            self.rouse(shared);
+            self.put_slow(shared, core, token, put == Put::All);
+            put = put.after(done, bell);
         });
+        let alone = guard.as_ref().is_some_and(Core::is_alone);
+        drop(guard);
+        if lent {
+            self.hand_back(shared, self.clock.now(), alone && put == Put::All);
+        }
         put
+    }
+
+    /// As many of the bytes as have room, which go out by themselves if no step is due and nobody else matters.
+    fn put_hot(
+        &self,
+        core: &mut Core,
+        mut now: Time,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+    ) -> usize {
+        let mut done = 0;
+        if core.driver.begin_hot() {
+            now = core.driver.now();
+        }
+        core.driver.read_acks_hot(now, token);
+        while done < bytes.len() && core.driver.is_hot(now) && core.is_alone() {
+            let taken = core.driver.put_some(now, token, &bytes[done..], written);
+            let Some(taken) = taken.filter(|taken| *taken > 0) else {
+                break;
+            };
+            done += taken;
+            if let Some(id) = core.driver.id_of(token) {
+                core.driver.write_hot(now, id);
+            }
+        }
+        if done > 0 {
+            self.stay_away(now);
+        }
+        done
+    }
+
+    /// Drives for the sake of room for `bytes`, of which `put` tells what was taken.
+    #[allow(clippy::too_many_arguments, reason = "what `put` was called with")]
+    fn await_room(
+        &self,
+        shared: &Shared,
+        core: &mut Core,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+        bell: &Arc<Bell>,
+        put: Put,
+    ) -> Put {
+        let mut done = match put {
+            Put::Full { taken, .. } => taken,
+            Put::All | Put::Refused => return put,
+        };
+        let now = core.driver.now();
+        self.steer(
+            shared,
+            core,
+            now,
+            LOAN_MAX,
+            Some(token),
+            &mut |driver, now| {
+                while let Some(taken) = driver.put_some(now, token, &bytes[done..], written) {
+                    done += taken;
+                    if taken > 0
+                        && let Some(id) = driver.id_of(token).filter(|_| driver.is_hot(now))
+                    {
+                        driver.write_hot(now, id);
+                    }
+                    if done == bytes.len() {
+                        return true;
+                    }
+                    if taken == 0 {
+                        return false;
+                    }
+                }
+                true
+            },
+        );
+        if done == bytes.len() {
+            return Put::All;
+        }
+        let now = core.driver.now();
+        let put = core.driver.put(now, token, &bytes[done..], written, bell);
+        put.after(done, bell)
+    }
+
+    fn put_slow(&self, shared: &Shared, core: &mut Core, token: StreamToken, whole: bool) {
+        // A second write before an answer: the program does not wait for one.
+        let again = self.wrote.swap(whole, Ordering::Relaxed);
+        if whole && !core.driver.is_step_due(token) {
+            return;
+        }
+        let away = self.is_away();
+        if whole && (core.is_memory() || (away && !again)) {
+            self.send(shared, core);
+            if away && core.is_alone() {
+                return self.stay_away(core.driver.now());
+            }
+            if !away && !self.sleeps.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+        self.rouse(shared);
     }
 
     /// One step by a program's thread, for the sake of what it has just written.
@@ -361,7 +478,7 @@ impl Helm {
         // Another's loan may just be ending: then the mark is taken back by that thread alone.
         let mine = !self.lent.swap(true, Ordering::SeqCst);
         core.driver.medium_mut().set_inline(true);
-        core.turn(shared, &mut |_| false);
+        core.turn(shared, &mut |_, _| false);
         if mine {
             self.lent.store(false, Ordering::SeqCst);
         }
@@ -387,13 +504,12 @@ impl Helm {
         };
         let mut got = Got::Nothing;
         let mut lent = false;
+        let mut taken_at = Time::ZERO;
         self.guarded(|| {
-            got = core.driver.take_into(token, into, socket);
+            let now = core.driver.now();
+            got = core.driver.take_into(now, token, into, socket);
             if got != Got::Nothing || !waits {
-                if core.driver.is_step_due(token) {
-                    self.rouse(shared);
-                }
-                return;
+                return self.settle(shared, core, now, token);
             }
             if !self.may_lend(core) || self.lent.swap(true, Ordering::SeqCst) {
                 core.driver.reader_waits(token);
@@ -401,14 +517,23 @@ impl Helm {
             }
             lent = true;
             core.driver.reader_drives(token);
-            self.steer(shared, core, LOAN_MAX, &mut |driver| {
-                got = driver.take_into(token, into, socket);
-                got != Got::Nothing
-            });
-            match got {
-                Got::Nothing => core.driver.reader_waits(token),
-                _ => core.driver.reader_leaves(token),
+            self.steer(
+                shared,
+                core,
+                now,
+                LOAN_MAX,
+                Some(token),
+                &mut |driver, now| {
+                    taken_at = now;
+                    got = driver.take_into(now, token, into, socket);
+                    got != Got::Nothing
+                },
+            );
+            if got == Got::Nothing {
+                return core.driver.reader_waits(token);
             }
+            core.driver.reader_leaves(token);
+            self.settle(shared, core, taken_at, token);
         });
         let come_again = got != Got::Nothing && guard.as_ref().is_some_and(Core::is_alone);
         drop(guard);
@@ -416,9 +541,24 @@ impl Helm {
             if come_again {
                 self.wrote.store(false, Ordering::Relaxed);
             }
-            self.hand_back(shared, come_again);
+            self.hand_back(shared, taken_at, come_again);
         }
         got
+    }
+
+    /// What taking has brought about: credit, acknowledgements, an end.
+    fn settle(&self, shared: &Shared, core: &mut Core, now: Time, token: StreamToken) {
+        if core.driver.is_hot(now)
+            && let Some(id) = core.driver.id_of(token)
+        {
+            core.driver.write_hot(now, id);
+        }
+        if core.driver.is_step_due(token) {
+            match core.is_memory() {
+                true => self.send(shared, core),
+                false => self.rouse(shared),
+            }
+        }
     }
 
     /// See [`Lane::publish`](crate::control::lane::Lane::publish).
@@ -478,32 +618,33 @@ impl Helm {
         let mut alone = false;
         self.guarded(|| {
             if let Some(core) = lock(&self.core).as_mut() {
-                self.steer(shared, core, Duration::ZERO, &mut |_| true);
+                let now = core.driver.now();
+                self.steer(shared, core, now, Duration::ZERO, None, &mut |_, _| true);
                 alone = core.is_alone();
             }
         });
-        self.hand_back(shared, alone);
+        self.hand_back(shared, self.clock.now(), alone);
     }
 
     /// Runs the engine in a stranger's thread, which its panics must not reach.
     fn guarded(&self, work: impl FnOnce()) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
             *lock(&self.panicked) = Some(panic_text(&*panic));
+            self.has_panicked.store(true, Ordering::SeqCst);
             self.away_until.store(0, Ordering::SeqCst);
         }
     }
 
     /// The engine's thread stays away for a while.
-    fn stay_away(&self) {
-        let until = self.in_future(AWAY_MAX);
-        self.away_until.store(until, Ordering::SeqCst);
+    fn stay_away(&self, now: Time) {
+        self.away_until.store((now + AWAY_MAX).0, Ordering::SeqCst);
     }
 
     /// Ends a loan. If the program will `come_again`, the engine's thread stays away for a while.
-    fn hand_back(&self, shared: &Shared, come_again: bool) {
-        let stays_away = come_again && lock(&self.panicked).is_none();
+    fn hand_back(&self, shared: &Shared, now: Time, come_again: bool) {
+        let stays_away = come_again && !self.has_panicked.load(Ordering::SeqCst);
         if stays_away {
-            self.stay_away();
+            self.stay_away(now);
         }
         self.lent.store(false, Ordering::SeqCst);
         let parked = self.is_parked.load(Ordering::SeqCst);
@@ -516,20 +657,25 @@ impl Helm {
         }
     }
 
-    /// Drives until `ready` or until the time is over, at least one step.
+    /// Drives until `ready` or until the time is over, at least one step or, for a stream's link alone, a look.
     fn steer(
         &self,
         shared: &Shared,
         core: &mut Core,
+        mut now: Time,
         time: Duration,
-        ready: &mut dyn FnMut(&mut HostDriver) -> bool,
+        token: Option<StreamToken>,
+        ready: Ready<'_>,
     ) {
         core.driver.medium_mut().set_inline(true);
-        let until = core.driver.now() + time;
+        let until = now + time;
         let mut events = Vec::new();
         let mut wait = Duration::ZERO;
         let mut large = 0;
         loop {
+            if token.is_some_and(|token| self.steer_hot(core, now, token, ready)) {
+                return;
+            }
             core.blind += 1;
             if !wait.is_zero() || !core.is_memory() || core.blind >= LOOKS_AT_KERNEL {
                 core.blind = 0;
@@ -539,12 +685,13 @@ impl Helm {
                 events.drain(..).for_each(|noted| core.note(noted));
             }
             let mut is_ready = false;
-            let turn = core.turn(shared, &mut |driver| {
-                is_ready = ready(driver);
+            let turn = core.turn(shared, &mut |driver, now| {
+                is_ready = ready(driver, now);
                 is_ready
             });
+            now = core.driver.now();
             // What ends the engine, its own thread finds out again and reports.
-            if turn.stopped.is_some() || is_ready || ready(&mut core.driver) {
+            if turn.stopped.is_some() || is_ready || ready(&mut core.driver, now) {
                 return;
             }
             large += turn.large;
@@ -554,7 +701,6 @@ impl Helm {
                 self.wrote.store(false, Ordering::Relaxed);
                 return;
             }
-            let now = core.driver.now();
             if now >= until {
                 return;
             }
@@ -563,6 +709,44 @@ impl Helm {
                 false => turn.wake_at.map_or(until, |at| at.min(until)).since(now),
             };
         }
+    }
+
+    /// Looks for what a stream's peer writes until that makes `ready`; `false` when a whole step is due.
+    fn steer_hot(
+        &self,
+        core: &mut Core,
+        mut now: Time,
+        token: StreamToken,
+        ready: Ready<'_>,
+    ) -> bool {
+        let Some(id) = core.driver.id_of(token) else {
+            return false;
+        };
+        if core.driver.begin_hot() {
+            now = core.driver.now();
+            core.driver.write_hot(now, id);
+            // What it waits for may have been among it.
+            if ready(&mut core.driver, now) {
+                return true;
+            }
+        }
+        while core.driver.is_hot(now) {
+            match core.driver.watch_hot(id, self.looks) {
+                None => return false,
+                Some(true) => {
+                    core.vain = 0;
+                    core.driver.read_hot(now, id);
+                    if ready(&mut core.driver, now) {
+                        return true;
+                    }
+                }
+                Some(false) => core.look_in_vain(self.patience),
+            }
+            now = core.driver.now();
+        }
+        // Between whole steps the kernel was not asked.
+        core.blind = LOOKS_AT_KERNEL;
+        false
     }
 }
 

@@ -19,6 +19,7 @@ mod helm;
 mod local;
 mod mailbox;
 mod moves;
+mod numbers;
 mod ports;
 mod registry;
 mod sockets;

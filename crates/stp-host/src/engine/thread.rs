@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
-use stp_core::NodeConfig;
+use stp_core::{NodeConfig, Timings};
 
 use super::attach::{Attached, attach};
 use super::clock::MonotonicClock;
@@ -95,6 +95,10 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
         Arc::new(eventfd(0, flags).map_err(|errno| AttachError::Resources(errno.into()))?);
     watch(&local, &kick, medium.wait_fd()).map_err(AttachError::Resources)?;
     wait_exactly();
+    let timings = Timings {
+        looks_free: medium.wait_fd().is_none(),
+        ..timings
+    };
     let node = NodeConfig {
         volume,
         geometry,
@@ -116,7 +120,7 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
         storage: medium.describe(),
     };
     let verdicts = Arc::new(Verdicts::shared());
-    let helm = Helm::new(local.epoll());
+    let helm = Helm::new(local.epoll(), clock);
     let shared = Arc::new(Shared::new(
         info,
         system,

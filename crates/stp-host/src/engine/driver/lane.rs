@@ -110,20 +110,22 @@ enum Way {
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     /// Takes bytes that the program writes, as many as there is room for. `written`: how often it has written into
     /// the socket. Without room the bell rings when there is some.
-    pub fn put(&mut self, token: StreamToken, bytes: &[u8], written: u64, bell: &Arc<Bell>) -> Put {
-        let now = self.clock.now();
-        let Some(&id) = self.by_token.get(&token) else {
-            return Put::Refused;
+    pub fn put(
+        &mut self,
+        now: Time,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+        bell: &Arc<Bell>,
+    ) -> Put {
+        let taken = match self.put_some(now, token, bytes, written) {
+            Some(taken) if taken == bytes.len() => return Put::All,
+            Some(taken) => taken,
+            None => return Put::Refused,
         };
-        let taken = match self.way_from(now, id, written) {
-            Way::Free => self.node.put(now, id, bytes),
-            Way::Behind => 0,
-            Way::Socket => return Put::Refused,
-        };
-        if taken == bytes.len() {
-            return Put::All;
-        }
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let stream = self.by_token.get(&token).copied();
+        let Some((id, stream)) = stream.and_then(|id| Some((id, self.streams.get_mut(&id)?)))
+        else {
             return Put::Refused;
         };
         let lane = &mut stream.lane;
@@ -135,6 +137,22 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
         let ticket = bell.ticket();
         Put::Full { taken, ticket }
+    }
+
+    /// As [`Driver::put`], but nobody is told when there is room: how many were taken. `None`: by the socket.
+    pub fn put_some(
+        &mut self,
+        now: Time,
+        token: StreamToken,
+        bytes: &[u8],
+        written: u64,
+    ) -> Option<usize> {
+        let &id = self.by_token.get(&token)?;
+        match self.way_from(now, id, written) {
+            Way::Free => Some(self.node.put(now, id, bytes)),
+            Way::Behind => Some(0),
+            Way::Socket => None,
+        }
     }
 
     /// How bytes that the program writes now keep their order. What it wrote into the socket before is taken first.
@@ -186,6 +204,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     /// Moves what has arrived into the program's memory; see [`Lane::take`](crate::control::lane::Lane::take).
     pub fn take_into(
         &mut self,
+        now: Time,
         token: StreamToken,
         into: &mut [u8],
         socket: &mut dyn FnMut(&mut [u8]) -> bool,
@@ -205,7 +224,6 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             }
             lane.empty_at = Some(lane.told);
         }
-        let now = self.clock.now();
         match self.node.take(now, id, into) {
             0 => Got::Nothing,
             bytes => {

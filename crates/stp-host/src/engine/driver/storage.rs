@@ -22,7 +22,7 @@ const LARGE_UNITS: usize = 8;
 /// An idle node's look at the directory is waited for so long: a program that writes meanwhile waits, too.
 const LOOK_WAIT: Duration = Duration::from_millis(1);
 /// Reported for a storage error that carries no number: EIO.
-const ERRNO_IO: i32 = 5;
+pub(super) const ERRNO_IO: i32 = 5;
 /// Reported for a place outside the volume: EINVAL.
 const ERRNO_INVALID: i32 = 22;
 

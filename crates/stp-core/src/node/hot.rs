@@ -1,0 +1,135 @@
+//! One link at a time: for a host whose storage answers at once, and whose program waits for that link alone.
+//!
+//! - What is done here is a part of what a step does, in the same order and by the same rules. Everything else waits for the
+//!   next step: the host sees to it that it comes soon, and at once where the node is no longer calm.
+
+use super::*;
+use crate::event::StreamId;
+
+/// A segment to be written.
+#[derive(Debug)]
+pub struct SegmentIo {
+    /// As [`Io::id`].
+    pub id: u64,
+    /// Where.
+    pub place: Place,
+    /// The bytes; they do not change any more.
+    pub data: Arc<UnitBuf>,
+    /// How many units of them.
+    pub units: usize,
+    /// What of these means anything: storage that takes bytes may leave the rest as it was.
+    pub bytes: usize,
+}
+
+impl SegmentIo {
+    pub(super) fn io(self) -> Io {
+        Io {
+            id: self.id,
+            place: self.place,
+            action: IoAction::Write {
+                data: self.data,
+                units: self.units,
+                durable: false,
+            },
+        }
+    }
+}
+
+impl Node {
+    fn seat_of(&self, id: StreamId) -> Option<usize> {
+        let up = matches!(self.phase, Phase::Up);
+        let stream = self.streams.get(id).filter(|_| up)?;
+        Some(usize::from(stream.seat.0))
+    }
+
+    /// The next segment to be written on a stream's link; as [`Node::poll_io`].
+    pub fn poll_write_of(&mut self, now: Time, id: StreamId) -> Option<SegmentIo> {
+        self.tick(now);
+        let seat = self.seat_of(id)?;
+        let io = self.poll_link(now, seat)?;
+        self.count_write(io.place, io.units);
+        Some(io)
+    }
+
+    /// The slot and the number of the next segment that a stream's peer writes, while nobody looks for it.
+    pub fn awaited(&self, id: StreamId) -> Option<(Place, Seq)> {
+        let seat = self.seat_of(id)?;
+        let link = &self.links[seat];
+        let bounded = self.config.timings.poll_iops > 0;
+        let incoming = link.incoming.as_ref().filter(|_| !bounded)?;
+        if link.ending.is_some() || incoming.is_looked_for() {
+            return None;
+        }
+        let seq = incoming.taken().next();
+        let place = Place::Slot {
+            seat: SeatId(seat as u16),
+            ring: incoming.ring(),
+            slot: incoming.slot_of(seq),
+            skip: 0,
+        };
+        Some((place, seq))
+    }
+
+    /// The look at that slot, where the segment is known to be; as [`Node::poll_io`].
+    pub fn poll_look_of(&mut self, now: Time, id: StreamId) -> Option<Io> {
+        self.tick(now);
+        let (place, seq) = self.awaited(id)?;
+        let seat = self.seat_of(id)?;
+        let link = &mut self.links[seat];
+        let epoch = link.peer_epoch;
+        let incoming = link.incoming.as_mut()?;
+        incoming.wake(now);
+        let (found, units) = incoming.next_read(now, &self.config.timings, 1)?;
+        debug_assert_eq!(found, seq);
+        let seat = SeatId(seat as u16);
+        let io = Io {
+            id: self.op(Purpose::Slot { seat, epoch, seq }),
+            place,
+            action: IoAction::Read(self.pool.take(units)),
+        };
+        self.count_read(units);
+        Some(io)
+    }
+
+    /// Whether a segment of a stream's link is to be written now, for its bytes, a control frame or an acknowledgement
+    /// that is due.
+    pub fn is_write_due(&self, now: Time, id: StreamId) -> bool {
+        let Some(seat) = self.seat_of(id) else {
+            return false;
+        };
+        let link = &self.links[seat];
+        let timings = &self.config.timings;
+        let ack = link.incoming.as_ref().and_then(|i| i.ack_due(timings));
+        let ack_due = ack.is_some_and(|due| due <= now);
+        let depth = self.config.limits.write_depth;
+        link.outgoing.as_ref().is_some_and(|outgoing| {
+            !outgoing.control.is_empty()
+                || outgoing.may_write(depth)
+                || outgoing.may_seal(depth, ack_due)
+        })
+    }
+
+    /// Where the next segment of a stream's link will be written.
+    pub fn next_slot(&self, id: StreamId) -> Option<Place> {
+        let seat = self.seat_of(id)?;
+        let (ring, slot) = self.links[seat].outgoing.as_ref()?.next_slot();
+        Some(Place::Slot {
+            seat: self.seat,
+            ring,
+            slot,
+            skip: 0,
+        })
+    }
+
+    /// Whether so many segments of a stream's link wait for an acknowledgement that the peer has sent one, or soon will.
+    pub fn wants_acks(&self, id: StreamId) -> bool {
+        let link = self.seat_of(id).map(|seat| &self.links[seat]);
+        let outgoing = link.and_then(|link| link.outgoing.as_ref());
+        outgoing.is_some_and(|outgoing| outgoing.is_long())
+    }
+
+    /// Whether nothing has come up but bytes for this stream's program.
+    pub fn is_calm(&self, id: StreamId) -> bool {
+        self.events.is_empty() && self.deliver.iter().all(|other| *other == id)
+    }
+}

@@ -1,0 +1,202 @@
+//! One link at a time, as a program's thread serves it where the storage is memory: what is written is there at once, and
+//! ordinary steps go on before and after.
+
+mod world;
+
+use stp_core::*;
+use stp_format::segment::SEGMENT_SEQ_AT;
+use world::{App, World, pattern};
+
+/// Two hosts with so many streams between them, looked at by nobody for the moment.
+fn quiet_pair(streams: usize) -> (World, Vec<[StreamId; 2]>) {
+    let mut world = World::new(1, 4, 8 << 20);
+    world.add("alpha", true);
+    world.add("beta", true);
+    world.ready();
+    world.listen(1, 7000);
+    let mut ids: Vec<[StreamId; 2]> = Vec::new();
+    for number in 1..=streams {
+        let id = world.connect(0, "beta", 7000, App::default());
+        world.run_until("it is connected", |world| {
+            world.app(0, id).connected && world.hosts[1].apps.len() == number
+        });
+        let theirs = world.hosts[1]
+            .apps
+            .keys()
+            .find(|id| ids.iter().all(|[_, known]| known != *id));
+        ids.push([id, *theirs.unwrap()]);
+    }
+    let first = ids[0];
+    world.run_until("no look is under way", |world| {
+        [0, 1].iter().all(|host| {
+            let node = world.hosts[*host].node.as_ref().unwrap();
+            node.awaited(first[*host]).is_some()
+        })
+    });
+    (world, ids)
+}
+
+/// Writes what is due of a stream's link; at most `bytes` of each segment land.
+fn write(world: &mut World, host: usize, id: StreamId, bytes: usize) {
+    let now = world.time(host);
+    while let Some(io) = world.hosts[host]
+        .node
+        .as_mut()
+        .unwrap()
+        .poll_write_of(now, id)
+    {
+        let at = world.geometry.offset(io.place, io.units).unwrap() as usize;
+        let count = bytes.min(io.bytes);
+        world.store[at..at + count].copy_from_slice(&io.data.bytes()[..count]);
+        done(world, host, io.id, None);
+    }
+}
+
+fn done(world: &mut World, host: usize, id: u64, buf: Option<stp_format::UnitBuf>) {
+    let now = world.time(host);
+    let result = Ok(());
+    let node = world.hosts[host].node.as_mut().unwrap();
+    node.handle_io(now, IoDone { id, buf, result });
+}
+
+/// Whether the segment that a stream's node expects is there.
+fn is_there(world: &World, host: usize, id: StreamId) -> bool {
+    let node = world.hosts[host].node.as_ref().unwrap();
+    node.awaited(id).is_some_and(|(place, seq)| {
+        let at = world.geometry.offset(place, 1).unwrap() as usize + SEGMENT_SEQ_AT;
+        world.store[at..at + 8] == seq.0.to_le_bytes()
+    })
+}
+
+/// Reads what is there of a stream's link.
+fn read(world: &mut World, host: usize, id: StreamId) {
+    let now = world.time(host);
+    for _ in 0..2 {
+        let node = world.hosts[host].node.as_mut().unwrap();
+        let Some(Io {
+            id: op,
+            place,
+            action: IoAction::Read(mut buf),
+        }) = node.poll_look_of(now, id)
+        else {
+            return;
+        };
+        let at = world.geometry.offset(place, buf.units()).unwrap() as usize;
+        let length = buf.len();
+        buf.bytes_mut()
+            .copy_from_slice(&world.store[at..at + length]);
+        done(world, host, op, Some(buf));
+        if !is_there(world, host, id) {
+            return;
+        }
+    }
+}
+
+fn put(world: &mut World, host: usize, id: StreamId, bytes: &[u8]) -> usize {
+    let now = world.time(host);
+    world.hosts[host].node.as_mut().unwrap().put(now, id, bytes)
+}
+
+fn take(world: &mut World, host: usize, id: StreamId, into: &mut [u8]) -> usize {
+    let now = world.time(host);
+    world.hosts[host].node.as_mut().unwrap().take(now, id, into)
+}
+
+fn is_calm(world: &World, host: usize, id: StreamId) -> bool {
+    world.hosts[host].node.as_ref().unwrap().is_calm(id)
+}
+
+fn close(mut world: World, ids: &[[StreamId; 2]]) {
+    for ends in ids {
+        for (host, id) in ends.iter().enumerate() {
+            world.act(host, |node, now| node.finish(now, *id));
+        }
+    }
+    world.run_until("nothing is left of any stream", |world| {
+        let nodes = world.hosts.iter().flat_map(|host| &host.node);
+        nodes.into_iter().all(Node::is_quiet)
+    });
+}
+
+#[test]
+fn messages_of_every_size_go_there_and_back() {
+    let (mut world, ids) = quiet_pair(1);
+    // More of them than the ring has slots: each answer acknowledges.
+    for turn in 0..60 {
+        let size = [1, 64, 100, 1000, 4000, 5000, 60_000, 100_000][turn % 8];
+        let message = pattern(turn as u64, size);
+        for (from, to) in [(0, 1), (1, 0)] {
+            world.now += 1000;
+            let mut got = vec![0; size];
+            let (mut sent, mut taken) = (0, 0);
+            while taken < size {
+                sent += put(&mut world, from, ids[0][from], &message[sent..]);
+                write(&mut world, from, ids[0][from], usize::MAX);
+                assert!(
+                    is_there(&world, to, ids[0][to]),
+                    "turn {turn}: {taken} of {size}"
+                );
+                read(&mut world, to, ids[0][to]);
+                taken += take(&mut world, to, ids[0][to], &mut got[taken..]);
+                // Credit.
+                write(&mut world, to, ids[0][to], usize::MAX);
+                if is_there(&world, from, ids[0][from]) && taken < size {
+                    read(&mut world, from, ids[0][from]);
+                }
+            }
+            assert_eq!(got, message, "turn {turn}");
+        }
+    }
+    close(world, &ids);
+}
+
+#[test]
+fn half_a_segment_is_looked_for_again() {
+    let (mut world, ids) = quiet_pair(1);
+    let [ours, theirs] = ids[0];
+    let message = pattern(7, 3000);
+    assert_eq!(put(&mut world, 0, ours, &message), message.len());
+    let now = world.time(0);
+    let io = world.hosts[0]
+        .node
+        .as_mut()
+        .unwrap()
+        .poll_write_of(now, ours)
+        .unwrap();
+    let at = world.geometry.offset(io.place, io.units).unwrap() as usize;
+    let mut got = vec![0; message.len()];
+    for landed in [500, io.bytes - 8] {
+        world.store[at..at + landed].copy_from_slice(&io.data.bytes()[..landed]);
+        assert!(is_there(&world, 1, theirs));
+        read(&mut world, 1, theirs);
+        assert_eq!(take(&mut world, 1, theirs, &mut got), 0);
+    }
+    world.store[at..at + io.bytes].copy_from_slice(&io.data.bytes()[..io.bytes]);
+    done(&mut world, 0, io.id, None);
+    read(&mut world, 1, theirs);
+    assert_eq!(take(&mut world, 1, theirs, &mut got), message.len());
+    assert_eq!(got, message);
+    close(world, &ids);
+}
+
+#[test]
+fn what_comes_for_others_makes_a_step_due() {
+    let (mut world, ids) = quiet_pair(2);
+    let ([ours, theirs], [other, others]) = (ids[0], ids[1]);
+    assert_eq!(put(&mut world, 0, ours, b"mine"), 4);
+    write(&mut world, 0, ours, usize::MAX);
+    read(&mut world, 1, theirs);
+    assert!(is_calm(&world, 1, theirs));
+    let mut got = [0; 8];
+    assert_eq!(take(&mut world, 1, theirs, &mut got), 4);
+    // The streams share the link: whoever serves one of them finds what is the other's.
+    assert_eq!(put(&mut world, 0, other, b"yours"), 5);
+    write(&mut world, 0, ours, usize::MAX);
+    read(&mut world, 1, theirs);
+    assert!(!is_calm(&world, 1, theirs));
+    assert_eq!(take(&mut world, 1, theirs, &mut got), 0);
+    world.run_until("a step hands it over", |world| {
+        world.app(1, others).received == b"yours"
+    });
+    close(world, &ids);
+}

@@ -1,0 +1,195 @@
+//! Hot: what a program's thread does for its own stream's link alone, where the storage is memory.
+//!
+//! - A whole step costs more there than a small message. So between two whole steps, [`STEP_APART`] at the most, the
+//!   thread writes the segments of its link, and looks at the one word that changes when its peer answers.
+//! - Whatever else comes up, for another stream or another peer, waits for the next whole step; if the peer's segment
+//!   brought it, that is due at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use stp_core::{IoAction, IoDone, IoFault, StreamId, Time};
+use stp_format::segment::{SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
+use stp_format::{Place, UNIT_BYTES, UnitBuf, VolumeId};
+use stp_medium::{Medium, Memory};
+
+use super::storage::ERRNO_IO;
+use super::{Driver, Phase};
+use crate::control::StreamToken;
+use crate::engine::clock::Clock;
+use crate::engine::local::LocalSide;
+
+/// How long a whole step may be away.
+const STEP_APART: Duration = Duration::from_micros(200);
+/// How long the medium's word is good that its memory is there.
+const MEMORY_FOR: Duration = Duration::from_millis(1);
+/// Segments of one link that are written in a row.
+const WRITES_MAX: usize = 4;
+/// Read of a segment before its length is known: a small one is there at once, and what comes from the other
+/// processor's cache in one go costs little more than its first line.
+const FRONT_BYTES: usize = 256;
+const _: () = assert!(FRONT_BYTES >= SEGMENT_HEAD_BYTES && FRONT_BYTES <= UNIT_BYTES);
+
+pub(super) struct Hot {
+    volume: VolumeId,
+    memory: Option<Arc<dyn Memory>>,
+    /// When the medium was asked for it.
+    asked_at: Option<Time>,
+    /// The last whole step, unless one is due.
+    stepped_at: Option<Time>,
+    /// What it looked at is not taken in yet.
+    looked: bool,
+}
+
+impl Hot {
+    pub(super) fn new(volume: VolumeId) -> Self {
+        Self {
+            volume,
+            memory: None,
+            asked_at: None,
+            stepped_at: None,
+            looked: false,
+        }
+    }
+}
+
+impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
+    /// A whole step is on its way, before it asks anything of the storage.
+    pub(super) fn stepped(&mut self, now: Time) {
+        let hot = &mut self.hot;
+        hot.stepped_at = Some(now);
+        hot.looked = true;
+        if hot.asked_at.is_none_or(|at| now.since(at) >= MEMORY_FOR) {
+            hot.asked_at = Some(now);
+            hot.memory = self.medium.memory();
+        }
+    }
+
+    /// Whether a stream's link may be served alone now.
+    pub fn is_hot(&self, now: Time) -> bool {
+        let stepped = self.hot.stepped_at;
+        stepped.is_some_and(|at| now.since(at) < STEP_APART)
+            && self.hot.memory.is_some()
+            && matches!(self.phase, Phase::Running)
+    }
+
+    /// Takes in what the last whole step has looked at: it comes before anything that is looked at now. Whether there
+    /// was anything.
+    pub fn begin_hot(&mut self) -> bool {
+        let looked = self.hot.memory.is_some() && std::mem::take(&mut self.hot.looked);
+        if looked {
+            self.reap();
+        }
+        looked
+    }
+
+    /// The stream with this token.
+    pub fn id_of(&self, token: StreamToken) -> Option<StreamId> {
+        self.by_token.get(&token).copied()
+    }
+
+    /// Writes the segments of a stream's link that are due.
+    pub fn write_hot(&mut self, now: Time, id: StreamId) {
+        let Some(memory) = &self.hot.memory else {
+            return;
+        };
+        for _ in 0..WRITES_MAX {
+            if !self.node.is_write_due(now, id) {
+                return;
+            }
+            let Some(segment) = self.node.poll_write_of(now, id) else {
+                return;
+            };
+            let bytes = &segment.data.bytes()[..segment.bytes];
+            let done = IoDone {
+                id: segment.id,
+                buf: None,
+                result: memory.write(segment.place, bytes).map_err(fault),
+            };
+            self.node.handle_io(now, done);
+            if let Some(place) = self.node.next_slot(id) {
+                memory.prepare(place, FRONT_BYTES);
+            }
+        }
+    }
+
+    /// Looks for the next segment of a stream's peer, `looks` times; `None` if it cannot be looked for in this way.
+    pub fn watch_hot(&self, id: StreamId, looks: u32) -> Option<bool> {
+        let (place, seq) = self.node.awaited(id)?;
+        let memory = self.hot.memory.as_ref()?;
+        let word = memory.word(place, SEGMENT_SEQ_AT)?;
+        let seq = seq.0.to_le();
+        for _ in 0..looks {
+            // The other end: the copy that stores the number last.
+            if word.load(Ordering::Acquire) == seq {
+                return Some(true);
+            }
+            std::hint::spin_loop();
+        }
+        Some(false)
+    }
+
+    /// Takes in what acknowledges the segments of a stream's link, if many of them wait for that.
+    pub fn read_acks_hot(&mut self, now: Time, token: StreamToken) {
+        if self.is_hot(now)
+            && let Some(id) = self.id_of(token)
+            && self.node.wants_acks(id)
+            && self.watch_hot(id, 1) == Some(true)
+        {
+            self.read_hot(now, id);
+        }
+    }
+
+    /// Takes in the next segment of a stream's peer, which is there.
+    pub fn read_hot(&mut self, now: Time, id: StreamId) {
+        let Some(memory) = &self.hot.memory else {
+            return;
+        };
+        let awaited = self.node.awaited(id);
+        // A long one is read whole by a second look.
+        for _ in 0..2 {
+            let Some(io) = self.node.poll_look_of(now, id) else {
+                break;
+            };
+            let IoAction::Read(mut buf) = io.action else {
+                break;
+            };
+            let read = fetch(&**memory, io.place, self.hot.volume, &mut buf);
+            let done = IoDone {
+                id: io.id,
+                buf: Some(buf),
+                result: read.map_err(fault),
+            };
+            self.node.handle_io(now, done);
+            if self.node.awaited(id) != awaited {
+                break;
+            }
+        }
+        if !self.node.is_calm(id) {
+            self.hot.stepped_at = None;
+        }
+    }
+}
+
+/// As much of a segment as means anything; of one that does not fit, the head.
+fn fetch(
+    memory: &dyn Memory,
+    place: Place,
+    volume: VolumeId,
+    buf: &mut UnitBuf,
+) -> std::io::Result<()> {
+    let (front, rest) = buf.bytes_mut().split_at_mut(FRONT_BYTES);
+    memory.read(place, 0, front)?;
+    let len = peek_segment(front, volume).map_or(0, |(_, len)| len);
+    match rest.get_mut(..len.saturating_sub(FRONT_BYTES)) {
+        Some(rest) if !rest.is_empty() => memory.read(place, FRONT_BYTES, rest),
+        _ => Ok(()),
+    }
+}
+
+fn fault(error: std::io::Error) -> IoFault {
+    IoFault {
+        errno: error.raw_os_error().unwrap_or(ERRNO_IO),
+    }
+}
