@@ -217,7 +217,14 @@ print("all")
 "#;
     let ran = python(alpha, &[], script).ok();
     assert_eq!(ran.text(), "True []\nall\n", "{ran}");
+    // The one that gave up may have got the place before the engine knew: then it is taken as TCP's are that were aborted
+    // in the queue, by a reset, and is served nothing.
     let text = server.out();
-    assert!(!text.contains("nothing"), "{text}");
+    let reset = text
+        .lines()
+        .filter(|line| *line == "nothing: ECONNRESET")
+        .count();
+    let nothing = text.lines().filter(|line| line.contains("nothing")).count();
+    assert!(nothing == reset && reset <= 1, "{text}");
     lab.prove();
 }
