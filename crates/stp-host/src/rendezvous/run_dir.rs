@@ -13,10 +13,10 @@ use stp_format::{SystemName, VolumeId};
 
 use super::ports::is_held;
 
-/// How often a `host-id` that is not yet whole is read again.
 /// How often, and how far apart, a lock is tried that others may only look at.
 const LOOKS_MAX: u32 = 20;
 const LOOK: Duration = Duration::from_millis(5);
+/// How often a `host-id` that is not yet whole is read again.
 const HOST_ID_TRIES_MAX: u32 = 50;
 
 /// Why a run directory cannot be used. Each names the directory and what to do.
