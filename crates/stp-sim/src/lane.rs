@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use stp_host::control::StreamToken;
-use stp_host::control::lane::{Bell, Got, Put};
+use stp_host::control::lane::{Bell, Got, Put, Write};
 
 use crate::local::End;
 use crate::mutation::Mutation;
@@ -296,7 +296,15 @@ impl World {
         let (Some(token), Some(engine)) = (token, self.helm(node)) else {
             return Call::Refused;
         };
-        let put = engine.put(engine.now(), token, &bytes, written, &bell);
+        let put = engine.put(
+            engine.now(),
+            Write {
+                token,
+                bytes: &bytes,
+                written,
+                bell: &bell,
+            },
+        );
         if put != Put::All || engine.is_step_due(token) {
             self.poke(node, US);
         }

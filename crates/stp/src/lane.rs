@@ -14,7 +14,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use stp_host::control::lane::{Bell, Got, Put};
+use stp_host::control::lane::{Bell, Got, Put, Write};
 use stp_host::control::{Calls, StreamToken};
 use stp_host::forks::Moment;
 
@@ -152,8 +152,13 @@ impl Lane {
         while self.is_private() && is_open() {
             let written = self.written.load(Ordering::Acquire);
             let waits = !self.nonblocking.load(Ordering::Acquire);
-            let put = engine.put(self.token, &buf[done..], written, waits, &self.bell);
-            let (taken, ticket) = match put {
+            let write = Write {
+                token: self.token,
+                bytes: &buf[done..],
+                written,
+                bell: &self.bell,
+            };
+            let (taken, ticket) = match engine.put(write, waits) {
                 Put::All => return Some(Ok(buf.len())),
                 Put::Full { taken, ticket } => (taken, ticket),
                 Put::Refused => break,

@@ -11,6 +11,29 @@ use std::sync::Arc;
 use super::StreamToken;
 pub use super::bell::Bell;
 
+/// What a program writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Its stream.
+    pub token: StreamToken,
+    /// All of it, or what is left.
+    pub bytes: &'a [u8],
+    /// How often the program has written into the socket itself.
+    pub written: u64,
+    /// Rings when there is room again.
+    pub bell: &'a Arc<Bell>,
+}
+
+impl Write<'_> {
+    /// What is left of it when `done` bytes were taken.
+    pub(crate) fn after(self, done: usize) -> Self {
+        Self {
+            bytes: &self.bytes[done..],
+            ..self
+        }
+    }
+}
+
 /// What came of [`Lane::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
@@ -62,16 +85,9 @@ pub enum Got {
 
 /// The lanes of an engine in this process.
 pub trait Lane {
-    /// Takes bytes that a program writes. `written`: how often the program has written into the socket itself. If the
-    /// caller `waits`, its thread drives the engine for a moment until there is room, where that helps.
-    fn put(
-        &self,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-        waits: bool,
-        bell: &Arc<Bell>,
-    ) -> Put;
+    /// Takes bytes that a program writes. If the caller `waits`, its thread drives the engine for a moment until there is
+    /// room, where that helps.
+    fn put(&self, write: Write<'_>, waits: bool) -> Put;
 
     /// Moves what has arrived into a program's memory. `socket` receives from the socket, without waiting, and says
     /// whether there was anything, an end or an error included; it is asked first wherever it may have something. If

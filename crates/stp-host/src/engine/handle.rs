@@ -26,7 +26,7 @@ use super::helm::Helm;
 use super::sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
-use crate::control::lane::{Bell, Got, Lane, Put};
+use crate::control::lane::{Got, Lane, Put, Write};
 use crate::control::{
     Calls, ConnectFailure, Connected, GiftId, Handed, Offer, Opening, Peer, PeerState, StreamToken,
     Taken, Verdict as CallVerdict,
@@ -519,16 +519,9 @@ impl EngineHandle {
 }
 
 impl Lane for EngineHandle {
-    fn put(
-        &self,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-        waits: bool,
-        bell: &Arc<Bell>,
-    ) -> Put {
+    fn put(&self, write: Write<'_>, waits: bool) -> Put {
         let shared = &self.engine.shared;
-        shared.helm.put(shared, token, bytes, written, waits, bell)
+        shared.helm.put(shared, write, waits)
     }
 
     fn take(

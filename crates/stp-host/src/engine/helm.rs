@@ -30,7 +30,7 @@ use super::mailbox::Mailbox;
 use super::sockets::HostSockets;
 use super::wait::{Noted, collect, note};
 use crate::control::StreamToken;
-use crate::control::lane::{Bell, Got, Put};
+use crate::control::lane::{Got, Put, Write};
 use crate::rendezvous::FileLock;
 
 /// How long a program's thread drives without getting what it waits for: about as long as links are looked at
@@ -332,15 +332,7 @@ impl Helm {
     }
 
     /// See [`Lane::put`](crate::control::lane::Lane::put).
-    pub(super) fn put(
-        &self,
-        shared: &Shared,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-        waits: bool,
-        bell: &Arc<Bell>,
-    ) -> Put {
+    pub(super) fn put(&self, shared: &Shared, write: Write<'_>, waits: bool) -> Put {
         let Some(mut guard) = self.enter() else {
             return Put::Refused;
         };
@@ -351,21 +343,24 @@ impl Helm {
         let mut lent = false;
         self.guarded(|| {
             let now = core.driver.now();
-            let done = self.put_hot(core, now, token, bytes, written);
-            if done == bytes.len() {
+            let done = self.put_hot(core, now, write);
+            if done == write.bytes.len() {
                 put = Put::All;
                 return;
             }
-            let rest = &bytes[done..];
+            let rest = write.after(done);
             let now = core.driver.now();
-            put = core.driver.put(now, token, rest, written, bell);
-            let full = matches!(put, Put::Full { .. });
-            if full && waits && core.is_memory() && !self.lent.swap(true, Ordering::SeqCst) {
+            put = core.driver.put(now, rest);
+            if let Put::Full { taken, .. } = put
+                && waits
+                && core.is_memory()
+                && !self.lent.swap(true, Ordering::SeqCst)
+            {
                 lent = true;
-                put = self.await_room(shared, core, token, rest, written, bell, put);
+                put = self.await_room(shared, core, rest, taken);
             }
-            self.put_slow(shared, core, token, put == Put::All);
-            put = put.after(done, bell);
+            self.put_slow(shared, core, write.token, put == Put::All);
+            put = put.after(done, write.bell);
         });
         let alone = guard.as_ref().is_some_and(Core::is_alone);
         drop(guard);
@@ -376,26 +371,19 @@ impl Helm {
     }
 
     /// As many of the bytes as have room, which go out by themselves if no step is due and nobody else matters.
-    fn put_hot(
-        &self,
-        core: &mut Core,
-        mut now: Time,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-    ) -> usize {
+    fn put_hot(&self, core: &mut Core, mut now: Time, write: Write<'_>) -> usize {
         let mut done = 0;
         if core.driver.begin_hot() {
             now = core.driver.now();
         }
-        core.driver.read_acks_hot(now, token);
-        while done < bytes.len() && core.driver.is_hot(now) && core.is_alone() {
-            let taken = core.driver.put_some(now, token, &bytes[done..], written);
+        core.driver.read_acks_hot(now, write.token);
+        while done < write.bytes.len() && core.driver.is_hot(now) && core.is_alone() {
+            let taken = core.driver.put_some(now, write.after(done));
             let Some(taken) = taken.filter(|taken| *taken > 0) else {
                 break;
             };
             done += taken;
-            if let Some(id) = core.driver.id_of(token) {
+            if let Some(id) = core.driver.id_of(write.token) {
                 core.driver.write_hot(now, id);
             }
         }
@@ -405,53 +393,40 @@ impl Helm {
         done
     }
 
-    /// Drives for the sake of room for `bytes`, of which `put` tells what was taken.
-    #[allow(clippy::too_many_arguments, reason = "what `put` was called with")]
+    /// Drives for the sake of room for a write, of which `done` bytes were taken.
     fn await_room(
         &self,
         shared: &Shared,
         core: &mut Core,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-        bell: &Arc<Bell>,
-        put: Put,
+        write: Write<'_>,
+        mut done: usize,
     ) -> Put {
-        let mut done = match put {
-            Put::Full { taken, .. } => taken,
-            Put::All | Put::Refused => return put,
-        };
+        let token = write.token;
         let now = core.driver.now();
-        self.steer(
-            shared,
-            core,
-            now,
-            LOAN_MAX,
-            Some(token),
-            &mut |driver, now| {
-                while let Some(taken) = driver.put_some(now, token, &bytes[done..], written) {
-                    done += taken;
-                    if taken > 0
-                        && let Some(id) = driver.id_of(token).filter(|_| driver.is_hot(now))
-                    {
-                        driver.write_hot(now, id);
-                    }
-                    if done == bytes.len() {
-                        return true;
-                    }
-                    if taken == 0 {
-                        return false;
-                    }
+        let mut go_on = |driver: &mut HostDriver, now| {
+            while let Some(taken) = driver.put_some(now, write.after(done)) {
+                done += taken;
+                if taken > 0
+                    && let Some(id) = driver.id_of(token).filter(|_| driver.is_hot(now))
+                {
+                    driver.write_hot(now, id);
                 }
-                true
-            },
-        );
-        if done == bytes.len() {
+                if done == write.bytes.len() {
+                    return true;
+                }
+                if taken == 0 {
+                    return false;
+                }
+            }
+            true
+        };
+        self.steer(shared, core, now, LOAN_MAX, Some(token), &mut go_on);
+        if done == write.bytes.len() {
             return Put::All;
         }
         let now = core.driver.now();
-        let put = core.driver.put(now, token, &bytes[done..], written, bell);
-        put.after(done, bell)
+        let put = core.driver.put(now, write.after(done));
+        put.after(done, write.bell)
     }
 
     fn put_slow(&self, shared: &Shared, core: &mut Core, token: StreamToken, whole: bool) {

@@ -8,7 +8,6 @@
 //! - A reader that waits in the kernel is told by the socket: with the first bytes of a large piece, the rest is kept.
 //! - A writer waits for room only while its stream stands: its place in the stream rings its bell when it goes.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use stp_core::{StreamId, Time};
@@ -16,7 +15,7 @@ use stp_medium::Medium;
 
 use super::Driver;
 use crate::control::StreamToken;
-use crate::control::lane::{Bell, Got, Put, Ringer};
+use crate::control::lane::{Got, Put, Ringer, Write};
 use crate::engine::clock::Clock;
 use crate::engine::local::LocalSide;
 
@@ -108,18 +107,11 @@ enum Way {
 }
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
-    /// Takes bytes that the program writes, as many as there is room for. `written`: how often it has written into
-    /// the socket. Without room the bell rings when there is some.
-    pub fn put(
-        &mut self,
-        now: Time,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-        bell: &Arc<Bell>,
-    ) -> Put {
-        let taken = match self.put_some(now, token, bytes, written) {
-            Some(taken) if taken == bytes.len() => return Put::All,
+    /// Takes bytes that the program writes, as many as there is room for. Without room the bell rings when there is some.
+    pub fn put(&mut self, now: Time, write: Write<'_>) -> Put {
+        let Write { token, bell, .. } = write;
+        let taken = match self.put_some(now, write) {
+            Some(taken) if taken == write.bytes.len() => return Put::All,
             Some(taken) => taken,
             None => return Put::Refused,
         };
@@ -140,16 +132,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     }
 
     /// As [`Driver::put`], but nobody is told when there is room: how many were taken. `None`: by the socket.
-    pub fn put_some(
-        &mut self,
-        now: Time,
-        token: StreamToken,
-        bytes: &[u8],
-        written: u64,
-    ) -> Option<usize> {
-        let &id = self.by_token.get(&token)?;
-        match self.way_from(now, id, written) {
-            Way::Free => Some(self.node.put(now, id, bytes)),
+    pub fn put_some(&mut self, now: Time, write: Write<'_>) -> Option<usize> {
+        let &id = self.by_token.get(&write.token)?;
+        match self.way_from(now, id, write.written) {
+            Way::Free => Some(self.node.put(now, id, write.bytes)),
             Way::Behind => Some(0),
             Way::Socket => None,
         }
