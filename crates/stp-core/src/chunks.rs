@@ -12,7 +12,7 @@ use stp_format::{UNIT_BYTES, UnitBuf};
 /// A piece stays in its segment if it is at least this part of the segment.
 const SHARE_PART: usize = 4;
 /// So no piece of a shorter segment stays.
-pub(crate) const SMALL_BYTES: usize = UNIT_BYTES / SHARE_PART;
+const SMALL_BYTES: usize = UNIT_BYTES / SHARE_PART;
 /// Copied pieces are gathered up to about this many bytes.
 const GATHER_BYTES: usize = 16 << 10;
 /// An emptied piece of this size is kept for the next one: a stream of small messages then needs no memory anew.
@@ -48,20 +48,36 @@ pub(crate) struct Chunks {
     spare: Vec<u8>,
 }
 
-/// What a segment came in.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Source<'a> {
-    /// A buffer that may stay.
-    Shared(&'a Arc<UnitBuf>),
-    /// A small one that is needed again.
-    Small(&'a UnitBuf),
+/// A segment that has come.
+#[derive(Debug)]
+pub(crate) enum Segment {
+    /// Pieces of it may stay in its buffer.
+    Shared(Arc<UnitBuf>),
+    /// So small that its pieces are copied: it needs no box.
+    Small(UnitBuf),
 }
 
-impl Source<'_> {
+impl Segment {
+    pub(crate) fn new(buf: UnitBuf, bytes: usize) -> Self {
+        if bytes < SMALL_BYTES {
+            Self::Small(buf)
+        } else {
+            Self::Shared(Arc::new(buf))
+        }
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Shared(buf) => buf.bytes(),
             Self::Small(buf) => buf.bytes(),
+        }
+    }
+
+    /// Its buffer, unless pieces stay in it.
+    pub(crate) fn into_buf(self) -> Option<UnitBuf> {
+        match self {
+            Self::Shared(buf) => Arc::try_unwrap(buf).ok(),
+            Self::Small(buf) => Some(buf),
         }
     }
 }
@@ -81,9 +97,9 @@ impl Chunks {
     }
 
     /// Appends `range` of a segment.
-    pub(crate) fn push(&mut self, segment: Source<'_>, range: Range<usize>) {
+    pub(crate) fn push(&mut self, segment: &Segment, range: Range<usize>) {
         self.bytes += range.len();
-        if let Source::Shared(segment) = segment
+        if let Segment::Shared(segment) = segment
             && range.len() * SHARE_PART >= segment.len()
         {
             self.chunks.push_back(Chunk::Shared {

@@ -2,7 +2,7 @@
 //! no node writes ends the session.
 
 use super::*;
-use crate::chunks::{SMALL_BYTES, Source};
+use crate::chunks::Segment;
 use crate::receiver::{Expected, Look};
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd, Stream};
 use stp_format::segment::{StreamKey, decode_segment, peek_segment};
@@ -78,19 +78,11 @@ impl Node {
             let Some(segment) = incoming.head() else {
                 return Ok(());
             };
-            // What is copied out of needs no box.
-            let (small, boxed) = match peek_segment(segment.bytes(), self.config.volume) {
-                Ok((_, len)) if len < SMALL_BYTES => (Some(segment), None),
-                _ => (None, Some(Arc::new(segment))),
-            };
-            let Some(source) = small
-                .as_ref()
-                .map(Source::Small)
-                .or(boxed.as_ref().map(Source::Shared))
-            else {
-                return Ok(());
-            };
-            match decode_segment(source.bytes(), self.config.volume) {
+            // One that cannot be read is as long as its buffer.
+            let len = peek_segment(segment.bytes(), self.config.volume);
+            let len = len.map_or(segment.len(), |(_, len)| len);
+            let segment = Segment::new(segment, len);
+            match decode_segment(segment.bytes(), self.config.volume) {
                 Err(damage) => {
                     if incoming.retry(now, damage) == Look::Damaged {
                         let what = "a segment's checksum stays wrong";
@@ -107,12 +99,12 @@ impl Node {
                     }
                     for frame in frames {
                         let frame = frame.map_err(|_| "a frame of impossible form")?;
-                        self.handle_frame(now, seat, frame, source)?;
+                        self.handle_frame(now, seat, frame, &segment)?;
                     }
                 }
             }
-            if let Some(segment) = small.or(boxed.and_then(|boxed| Arc::try_unwrap(boxed).ok())) {
-                self.pool.give_back(segment);
+            if let Some(buf) = segment.into_buf() {
+                self.pool.give_back(buf);
             }
         }
     }
@@ -122,7 +114,7 @@ impl Node {
         now: Time,
         seat: SeatId,
         frame: Frame<'_>,
-        segment: Source<'_>,
+        segment: &Segment,
     ) -> Result<(), Broken> {
         let key = frame.key;
         if let FrameBody::Open {
