@@ -6,6 +6,7 @@
 //!   is an answer, which is never answered. A peer that is with an earlier number than the own one is waited for.
 //! - An ended session's numbers never come back: `floor` keeps the highest that is over.
 
+use crate::config::Timings;
 use crate::event::{ResetReason, StreamId};
 use crate::receiver::Incoming;
 use crate::sender::Outgoing;
@@ -99,6 +100,13 @@ impl Link {
     pub(crate) fn forget_peer_session(&mut self) {
         self.peer_epoch = Epoch(0);
         self.incoming = None;
+    }
+
+    /// Whether what was taken in is to be acknowledged now.
+    pub(crate) fn is_ack_due(&self, now: Time, timings: &Timings) -> bool {
+        let incoming = self.incoming.as_ref();
+        let due = incoming.and_then(|incoming| incoming.ack_due(timings));
+        due.is_some_and(|due| due <= now)
     }
 
     /// As it stands in this node's seat record.

@@ -99,8 +99,7 @@ impl Node {
         };
         let link = &self.links[seat];
         let timings = &self.config.timings;
-        let ack = link.incoming.as_ref().and_then(|i| i.ack_due(timings));
-        let ack_due = ack.is_some_and(|due| due <= now);
+        let ack_due = link.is_ack_due(now, timings);
         let depth = self.config.limits.write_depth;
         link.outgoing.as_ref().is_some_and(|outgoing| {
             !outgoing.control.is_empty()

@@ -386,21 +386,14 @@ impl Node {
     /// The next segment of one link to be written.
     pub(super) fn poll_link(&mut self, now: Time, seat: usize) -> Option<SegmentIo> {
         self.flush_control(seat);
-        let timings = &self.config.timings;
+        let silent = !self.peer_is_up(SeatId(seat as u16));
         let depth = self.config.limits.write_depth;
         let link = &mut self.links[seat];
-        let ack_due = link
-            .incoming
-            .as_ref()
-            .and_then(|incoming| incoming.ack_due(timings))
-            .is_some_and(|due| due <= now);
+        let ack_due = link.is_ack_due(now, &self.config.timings);
         let Some(outgoing) = link.outgoing.as_mut().filter(|_| link.ending.is_none()) else {
             self.acknowledge_by_record(seat, ack_due);
             return None;
         };
-        let peer_seat = SeatId(seat as u16);
-        let peer = self.directory.peer(peer_seat);
-        let silent = peer.is_none_or(|peer| peer.state != PeerState::Up);
         if ack_due && outgoing.full() {
             self.acknowledge_by_record(seat, true);
             return self.poll_write(now, seat, silent);
