@@ -23,10 +23,10 @@ use stp_format::{
 /// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
 /// cost more than looking twice.
 const GUESS_UNITS_MAX: usize = 8;
-/// While large segments come, a slot that was looked at too early is looked at again after this at the least. Where that
-/// is all, they are parts of an answer: nobody else waits for it to be complete.
+/// While large segments come, a slot that was looked at too early is looked at again after this at the least; where
+/// they are parts of an answer that somebody waits for, after no more than this.
 const BULK_NAP_MIN: Duration = Duration::from_micros(100);
-/// Where they come one way it is so many of the gaps between them, and this at the most.
+/// Where they come one way: after so many of the gaps between them, and this at the most.
 const BULK_NAP_GAPS: u32 = 2;
 const BULK_NAP_MAX: Duration = Duration::from_millis(1);
 /// A ring of fewer slots holds up its writer if its reader naps longer than a gap.
@@ -219,16 +219,17 @@ impl Incoming {
 
     /// The nap after a look in vain, while large segments come.
     fn bulk_nap(&self) -> Duration {
+        if self.looks_free || self.gap.is_zero() {
+            return Duration::ZERO;
+        }
+        if self.asked_at.is_some() {
+            return BULK_NAP_MIN;
+        }
         let gaps = match self.slots {
             ..BULK_NAP_SLOTS => 1,
             _ => BULK_NAP_GAPS,
         };
-        match self.gap {
-            _ if self.looks_free => Duration::ZERO,
-            Duration::ZERO => Duration::ZERO,
-            _ if self.asked_at.is_some() => BULK_NAP_MIN,
-            gap => (gap * gaps).clamp(BULK_NAP_MIN, BULK_NAP_MAX),
-        }
+        (self.gap * gaps).clamp(BULK_NAP_MIN, BULK_NAP_MAX)
     }
 
     /// A segment of so many units was seen for the first time. The gap before an answer says nothing about the next.
