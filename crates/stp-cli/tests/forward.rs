@@ -242,7 +242,7 @@ fn a_port_on_the_other_side() {
     assert_eq!(alpha.end().0, 0);
     beta.line("ended");
     let later = TcpStream::connect(address).and_then(|stream| {
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.set_read_timeout(Some(HANG))?;
         ask(stream, b"")
     });
     assert_ne!(later.ok().as_deref(), Some(mine.as_bytes()));

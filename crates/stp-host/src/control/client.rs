@@ -168,7 +168,8 @@ impl Client {
     }
 
     /// Talks to the engine at the other end of a socket, without a thread: whoever asks reads the answers, and an
-    /// engine that goes away is not sought again. `None` if it goes at once.
+    /// engine that goes away is not sought again. `None` if it goes at once. For tests, which drive both ends
+    /// ([`Session`](super::Session)).
     pub fn over(socket: OwnedFd, system: &SystemName) -> io::Result<Option<Self>> {
         let path = PathBuf::from("the other end");
         let Some(receiver) = introduce(&socket, &path, system)? else {

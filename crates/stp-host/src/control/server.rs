@@ -218,6 +218,7 @@ fn admit(shared: &Arc<Shared>, socket: OwnedFd, admission: Admission) -> io::Res
 }
 
 /// One program's connection, served by whoever has this, without a thread: also the calls that wait are made at once.
+/// For tests, which drive both ends ([`Client::over`](super::Client::over)).
 #[derive(Debug)]
 pub struct Session {
     client: Arc<Client>,
