@@ -266,13 +266,12 @@ impl Calls for Obliging {
         );
     }
 
-    fn connect(
+    fn connect_with(
         &self,
         _to: &SystemName,
         _port: u16,
         _socket: OwnedFd,
-        _raw: bool,
-        _timeout: Option<Duration>,
+        _how: Opening,
     ) -> Result<Connected, ConnectFailure> {
         let number = self.number().map_err(|_| ConnectFailure::Refused)?;
         Ok(Connected {

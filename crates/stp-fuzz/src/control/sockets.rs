@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use stp_format::{SystemName, VolumeId};
 use stp_host::control::{
-    Calls, Client, ConnectFailure, Connected, Peer, Server, StreamToken, Verdict,
+    Calls, Client, ConnectFailure, Connected, Opening, Peer, Server, StreamToken, Verdict,
 };
 use stp_host::rendezvous::{RunDir, SocketPath, SystemDir};
 
@@ -33,13 +33,12 @@ impl Calls for Idle {
 
     fn unlisten(&self, _port: u16) {}
 
-    fn connect(
+    fn connect_with(
         &self,
         _to: &SystemName,
         _port: u16,
         _socket: OwnedFd,
-        _raw: bool,
-        _timeout: Option<Duration>,
+        _how: Opening,
     ) -> Result<Connected, ConnectFailure> {
         Err(ConnectFailure::Refused)
     }

@@ -218,7 +218,14 @@ pub trait Calls: Send + Sync {
         socket: OwnedFd,
         raw: bool,
         timeout: Option<Duration>,
-    ) -> Result<Connected, ConnectFailure>;
+    ) -> Result<Connected, ConnectFailure> {
+        let how = Opening {
+            raw,
+            timeout,
+            ..Opening::default()
+        };
+        self.connect_with(to, port, socket, how)
+    }
 
     /// As [`Calls::connect`], with more to say.
     fn connect_with(
@@ -227,13 +234,7 @@ pub trait Calls: Send + Sync {
         port: u16,
         socket: OwnedFd,
         how: Opening,
-    ) -> Result<Connected, ConnectFailure> {
-        if how.local_port.is_some() || how.skip > 0 {
-            let what = "this engine opens streams from ports of its own choice only";
-            return Err(ConnectFailure::Failed(what.to_owned()));
-        }
-        self.connect(to, port, socket, how.raw, how.timeout)
-    }
+    ) -> Result<Connected, ConnectFailure>;
 
     /// Says that the end of the program's bytes, which the engine is about to see, is meant.
     /// When it returns, the engine knows.

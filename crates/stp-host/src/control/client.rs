@@ -431,22 +431,6 @@ impl Calls for Client {
         let _ = self.inner.ask(&Request::Unlisten { port }, None, None);
     }
 
-    fn connect(
-        &self,
-        to: &SystemName,
-        port: u16,
-        socket: OwnedFd,
-        raw: bool,
-        timeout: Option<Duration>,
-    ) -> Result<Connected, ConnectFailure> {
-        let how = Opening {
-            raw,
-            timeout,
-            ..Opening::default()
-        };
-        self.connect_with(to, port, socket, how)
-    }
-
     fn connect_with(
         &self,
         to: &SystemName,

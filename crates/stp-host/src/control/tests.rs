@@ -59,14 +59,14 @@ impl Calls for Pretender {
         self.note(format!("unlisten {port}"));
     }
 
-    fn connect(
+    fn connect_with(
         &self,
         to: &SystemName,
         port: u16,
         socket: OwnedFd,
-        raw: bool,
-        timeout: Option<Duration>,
+        how: Opening,
     ) -> Result<Connected, ConnectFailure> {
+        let Opening { raw, timeout, .. } = how;
         self.note(format!("connect {to}:{port} {raw} {timeout:?}"));
         match port {
             1 => {

@@ -307,52 +307,6 @@ impl EngineHandle {
         self.engine.shared.stopped()
     }
 
-    /// As [`Calls::connect`], from a port of the caller's choice.
-    pub fn connect_from(
-        &self,
-        local_port: Option<u16>,
-        to: &SystemName,
-        port: u16,
-        socket: OwnedFd,
-        raw: bool,
-        timeout: Option<Duration>,
-    ) -> Result<Connected, ConnectFailure> {
-        let how = Opening {
-            raw,
-            timeout,
-            local_port,
-            skip: 0,
-        };
-        self.connect_with(to, port, socket, how)
-    }
-
-    fn connect_and_wait(
-        &self,
-        to: &SystemName,
-        port: u16,
-        socket: OwnedFd,
-        how: Opening,
-    ) -> Result<Connected, ConnectFailure> {
-        let ticket = self.next_ticket();
-        let (tell, told) = mpsc::sync_channel(1);
-        let reply = Reply::new(move |answer| {
-            let _ = tell.send(answer);
-        });
-        self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
-        let answer = match told.recv_timeout(how.timeout.unwrap_or(CONNECT_MAX)) {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.cancel(ticket);
-                // It may have come through at the last moment: then its stream is reset.
-                if let Ok(Some(Ok(connected))) = told.recv() {
-                    self.abort(connected.token);
-                }
-                return Err(ConnectFailure::TimedOut);
-            }
-        };
-        answer.unwrap_or_else(|| Err(self.why_stopped().into()))
-    }
-
     /// As [`Calls::connect`], without waiting: `reply` is told on the engine's thread. The number names
     /// the attempt for [`EngineHandle::cancel`].
     pub fn start_connect(
@@ -568,17 +522,6 @@ impl Calls for EngineHandle {
         let _ = self.push(Command::Unlisten { port });
     }
 
-    fn connect(
-        &self,
-        to: &SystemName,
-        port: u16,
-        socket: OwnedFd,
-        raw: bool,
-        timeout: Option<Duration>,
-    ) -> Result<Connected, ConnectFailure> {
-        self.connect_from(None, to, port, socket, raw, timeout)
-    }
-
     fn connect_with(
         &self,
         to: &SystemName,
@@ -586,7 +529,24 @@ impl Calls for EngineHandle {
         socket: OwnedFd,
         how: Opening,
     ) -> Result<Connected, ConnectFailure> {
-        self.connect_and_wait(to, port, socket, how)
+        let ticket = self.next_ticket();
+        let (tell, told) = mpsc::sync_channel(1);
+        let reply = Reply::new(move |answer| {
+            let _ = tell.send(answer);
+        });
+        self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
+        let answer = match told.recv_timeout(how.timeout.unwrap_or(CONNECT_MAX)) {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.cancel(ticket);
+                // It may have come through at the last moment: then its stream is reset.
+                if let Ok(Some(Ok(connected))) = told.recv() {
+                    self.abort(connected.token);
+                }
+                return Err(ConnectFailure::TimedOut);
+            }
+        };
+        answer.unwrap_or_else(|| Err(self.why_stopped().into()))
     }
 
     fn mark_clean(&self, token: StreamToken) {

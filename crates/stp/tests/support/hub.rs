@@ -9,13 +9,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use stp_host::control::{
-    Calls, ConnectFailure, Connected, Peer, PeerState, Server, StreamToken, Verdict,
+    Calls, ConnectFailure, Connected, Opening, Peer, PeerState, Server, StreamToken, Verdict,
 };
 use stp_host::rendezvous::{PeerName, PeerNameKind, RunDir, SocketPath};
 
@@ -166,14 +165,17 @@ impl Calls for Engine {
             .remove(&(self.system, port));
     }
 
-    fn connect(
+    fn connect_with(
         &self,
         to: &stp::SystemName,
         port: u16,
         socket: OwnedFd,
-        _raw: bool,
-        _timeout: Option<Duration>,
+        how: Opening,
     ) -> Result<Connected, ConnectFailure> {
+        if how.local_port.is_some() || how.skip > 0 {
+            let what = "the hub opens streams from ports of its own choice only";
+            return Err(ConnectFailure::Failed(what.to_owned()));
+        }
         if !self.table.lock().unwrap().systems.contains(to) {
             return Err(ConnectFailure::UnknownSystem);
         }
