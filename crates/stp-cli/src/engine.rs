@@ -3,6 +3,8 @@
 //! - In the foreground, one a system: a second one is refused before it touches the volume.
 //! - It ends by SIGTERM or SIGINT, and then leaves its seat in order; a second signal ends it at once.
 
+mod place;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -119,6 +121,12 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         info.storage,
         engine.seat()
     ));
+    if let Err(error) = place::watch(spec.path(), system) {
+        say(format_args!(
+            "engine of {system}: {}: {error}: it is not watched whether the volume stays there",
+            spec.path().display()
+        ));
+    }
     let ended = serve(&signals, &engine, &server, door.as_ref(), args.idle_exit);
     signals.restore_default();
     drop(door);

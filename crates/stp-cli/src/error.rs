@@ -95,12 +95,17 @@ impl CliError {
     }
 
     fn line(what: impl fmt::Display, code: u8) -> Self {
-        Self {
+        let line = Self {
             kind: Kind::Line {
                 text: one_line(&what.to_string()),
                 code,
             },
+        };
+        // Any call may meet this limit, and most report what the kernel said.
+        if line.to_string().ends_with(&out_of_descriptors()) {
+            return line.remedy("raise the limit of open files (`ulimit -n`)");
         }
+        line
     }
 }
 
@@ -115,6 +120,10 @@ impl fmt::Display for CliError {
 }
 
 impl std::error::Error for CliError {}
+
+fn out_of_descriptors() -> String {
+    io::Error::from(rustix::io::Errno::MFILE).to_string()
+}
 
 /// Control characters become spaces: a message is one line, and a name cannot drive the terminal.
 pub fn one_line(text: &str) -> String {
@@ -133,6 +142,18 @@ mod tests {
         assert_eq!(error.to_string(), "file a b: gone; look [2J again");
         assert_eq!(error.code(), 1);
         assert_eq!(CliError::usage("x").code(), 2);
+    }
+
+    #[test]
+    fn a_limit_of_the_process_has_its_remedy() {
+        let error = CliError::new(io::Error::from_raw_os_error(24));
+        let text = error.to_string();
+        assert!(
+            text.ends_with("; raise the limit of open files (`ulimit -n`)"),
+            "{text}"
+        );
+        let other = CliError::new("too many open files: raise the limits");
+        assert_eq!(other.to_string(), "too many open files: raise the limits");
     }
 
     #[test]
