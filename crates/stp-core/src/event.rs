@@ -41,6 +41,8 @@ pub enum Event {
     Resumed(StreamId),
     /// A stream that was held has another owner; it is gone here.
     Moved(StreamId),
+    /// A stream that was held is over. What had arrived is still handed out, then [`Event::Reset`] tells why.
+    HoldBroken(StreamId),
     /// A peer appeared or is heard again.
     PeerUp(SeatId, SystemName),
     /// A peer is silent; its streams wait.

@@ -184,6 +184,13 @@ impl Stream {
         }
     }
 
+    /// Whether the far node's not knowing the stream any more, which it says to a hold frame, means only that it has
+    /// come to its end there: both ends are known on both sides.
+    pub(crate) fn is_through_elsewhere(&self) -> bool {
+        let sent = matches!(self.send_end, SendEnd::FinSent | SendEnd::Acknowledged);
+        matches!(self.moving, Moving::Holding(_) | Moving::Resuming) && sent && self.fin_received
+    }
+
     /// Whether the peer shall be allowed more: half the window is used up.
     pub(crate) fn wants_credit(&self) -> bool {
         !self.fin_received

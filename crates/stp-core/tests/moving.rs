@@ -292,6 +292,92 @@ fn finished_both_ways_it_moves_to_its_end() {
     assert!(moved >= 5, "{moved} moved");
 }
 
+/// The giver had sent its end and asked the far node to hold the stream, which was through with it by then and
+/// forgot it: its not knowing the stream came as a reset behind the giver's bytes.
+#[test]
+fn through_at_the_far_node_it_stays_and_ends_cleanly() {
+    let mut forgotten = 0;
+    for seed in 1..120 {
+        let mut world = three(seed);
+        let bytes = pattern(seed, 3000);
+        let app = App {
+            expected: Some(bytes.clone()),
+            to_send: bytes.clone(),
+            stopped: true,
+            ..App::default()
+        };
+        let id = world.connect(GIVER, "beta", 7000, app);
+        world.run_until("the echo waits at the giver", |world| {
+            let served = world.hosts[PEER].apps.values().next();
+            served.is_some_and(|app| app.sent == bytes.len())
+        });
+        done(&mut world, GIVER, id);
+        let pause = world.rng.below(1500);
+        world.run_for(Duration::from_micros(pause));
+        let token = token(&mut world);
+        let mut holds = false;
+        world.act(GIVER, |node, now| holds = node.hold(now, id, token).is_ok());
+        // Asked back at once, or not.
+        if seed % 2 == 0 {
+            world.act(GIVER, |node, now| node.resume(now, id));
+        }
+        world.run_for(Duration::from_secs(5));
+        if !holds || !world.hosts[PEER].node.as_ref().unwrap().is_quiet() {
+            continue;
+        }
+        assert_eq!(events(&world, GIVER, &Event::HoldBroken(id)), 0);
+        assert_eq!(
+            events(&world, GIVER, &Event::Resumed(id)),
+            1,
+            "seed {seed}: nobody holds it"
+        );
+        world.app_mut(GIVER, id).stopped = false;
+        world.act(GIVER, |node, _| node.writable(id));
+        finish(&mut world, GIVER, id, bytes.len());
+        assert_quiet(&mut world);
+        forgotten += 1;
+    }
+    assert!(forgotten >= 2, "{forgotten} were forgotten");
+}
+
+/// The far node ends while the stream is on its way and the giver's socket is full: the giver's program waits for word of
+/// its gift before it reads, and the stream's end waited for the program to read.
+#[test]
+fn a_broken_move_is_told_before_the_bytes_are_read() {
+    for (seed, is_still) in (1..20).zip([true, false].into_iter().cycle()) {
+        let mut world = three(seed);
+        let bytes = pattern(seed, 5000);
+        let app = App {
+            expected: Some(bytes.clone()),
+            to_send: bytes.clone(),
+            stopped: true,
+            ..App::default()
+        };
+        let id = world.connect(GIVER, "beta", 7000, app);
+        world.run_until("the echo waits at the giver", |world| {
+            let served = world.hosts[PEER].apps.values().next();
+            served.is_some_and(|app| app.sent == bytes.len())
+        });
+        world.run_for(Duration::from_millis(50));
+        hold(&mut world, GIVER, id);
+        if is_still {
+            assert!(wait_held(&mut world, GIVER, id));
+        }
+        world.act(PEER, |node, now| node.leave(now));
+        world.run_until("the giver hears of it", |world| {
+            events(world, GIVER, &Event::HoldBroken(id)) == 1
+        });
+        assert_eq!(world.app(GIVER, id).reset, None);
+        world.app_mut(GIVER, id).stopped = false;
+        world.act(GIVER, |node, _| node.writable(id));
+        world.run_until("the stream is over", |world| {
+            world.app(GIVER, id).reset.is_some()
+        });
+        assert_eq!(world.app(GIVER, id).received, bytes);
+        assert!(!world.app(GIVER, id).peer_finished);
+    }
+}
+
 /// Neither program reads: both windows are used up. The taker inherits what the giver's program never read, and
 /// what it had written waits for credit at the taker's.
 #[test]

@@ -213,7 +213,11 @@ impl Node {
                 fits
             }
             FrameBody::Reset { reason } => {
-                self.end_stream(now, id, ResetReason::from_number(reason));
+                let reason = ResetReason::from_number(reason);
+                match reason {
+                    ResetReason::UnknownStream if stream.is_through_elsewhere() => self.resumed(id),
+                    reason => self.end_stream(now, id, reason),
+                }
                 true
             }
             body @ (FrameBody::Hold { .. }

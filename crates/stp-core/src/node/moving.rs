@@ -217,7 +217,8 @@ impl Node {
         Ok(id)
     }
 
-    fn resumed(&mut self, id: StreamId) {
+    /// The stream goes on with this node.
+    pub(super) fn resumed(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };

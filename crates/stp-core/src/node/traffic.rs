@@ -534,6 +534,12 @@ impl Node {
                 self.events.push_back(Event::Closed(id));
             }
             StreamPhase::Open => {
+                if stream.moving.is_giving() {
+                    // Its program waits to hear that before it takes anything.
+                    self.events.push_back(Event::HoldBroken(id));
+                    // Somebody else may have the stream already, and its end with it.
+                    stream.fin_told |= !matches!(stream.moving, Moving::Holding(_));
+                }
                 // What had arrived is delivered first.
                 stream.reset = Some(reason);
                 stream.has_bytes = false;

@@ -609,6 +609,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Event::HoldLost(id) => self.hold_lost(now, id),
             Event::Resumed(id) => self.resumed(now, id),
             Event::Moved(id) => self.moved(now, id),
+            Event::HoldBroken(id) => self.hold_broken(now, id),
             Event::PeerUp(..) => self.offer_gifts(now),
             Event::Failed(id, why) => {
                 self.service_over(now, id);

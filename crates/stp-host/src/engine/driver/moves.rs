@@ -383,6 +383,13 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.forget(id, Some(Ending::Reset(ResetReason::NotHeld)));
     }
 
+    /// The stream is over. Its program can read on: what arrived before the end may fill its socket.
+    pub(super) fn hold_broken(&mut self, now: Time, id: StreamId) {
+        if let Some(gift_id) = self.moving(id) {
+            self.end_gift(now, gift_id, Outcome::Broken);
+        }
+    }
+
     // --- the taker's side
 
     fn hear_giver(&mut self, now: Time, id: StreamId, message: GiftMessage) -> bool {
