@@ -165,14 +165,18 @@ pub(super) fn close_all() {
     let Some(table) = table.flatten() else {
         return;
     };
-    for (number, inode) in &table.numbers {
-        if let Some(entry) = table.sockets.get(inode) {
-            entry.socket.end(*number);
+    // A number that the program closed without `STPclose` may be another file's now.
+    let ours = |number: RawFd, known: u64| inode(number).is_ok_and(|inode| inode == known);
+    for (&number, known) in &table.numbers {
+        if let Some(entry) = table.sockets.get(known) {
+            entry.socket.end(if ours(number, *known) { number } else { -1 });
         }
     }
-    for number in table.numbers.keys() {
-        // SAFETY: ours, unless the program has closed it behind our back; it is exiting.
-        unsafe { libc::close(*number) };
+    for (&number, &known) in &table.numbers {
+        if ours(number, known) {
+            // SAFETY: this socket's number; the program is exiting.
+            unsafe { libc::close(number) };
+        }
     }
 }
 
