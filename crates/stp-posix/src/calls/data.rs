@@ -288,10 +288,10 @@ pub fn shutdown(fd: RawFd, how: c_int) -> Outcome<()> {
     match phase {
         Phase::Fresh | Phase::Failed(_) => return Err(not_connected()),
         Phase::Listening => {
-            if how == libc::SHUT_WR {
-                return Ok(());
-            }
-            super::listen::stop(&socket);
+            return match how {
+                libc::SHUT_WR => Ok(()),
+                _ => super::listen::shut(fd, &socket),
+            };
         }
         Phase::Connecting | Phase::Connected => {
             let fate = socket.touch();

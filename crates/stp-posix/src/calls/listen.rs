@@ -50,15 +50,20 @@ pub fn bind(fd: RawFd, to: *const c_void, len: socklen_t) -> Outcome<()> {
         )));
     }
     let reserved = Reservation::take(door::dir(&group), addr.port)?;
-    table::with(&socket, |state| {
+    let second = table::with(&socket, |state| {
         if state.reserved.is_some() {
-            return Err(Fault::state(libc::EINVAL, "the socket is bound already"));
+            return Some(reserved);
         }
         state.local = Some(Addr::new(*group.system(), reserved.port()));
         state.reserved = Some(reserved);
         state.group = Some(group);
-        Ok(())
-    })
+        None
+    });
+    match second {
+        None => Ok(()),
+        // Dropped out of the lock: that waits for the lock of the ports.
+        Some(_) => Err(Fault::state(libc::EINVAL, "the socket is bound already")),
+    }
 }
 
 /// `STPlisten`.
@@ -90,36 +95,87 @@ pub fn listen(fd: RawFd, backlog: c_int) -> Outcome<()> {
     if spent {
         renew(fd, &socket)?;
     }
-    let reserved = match table::with(&socket, |state| state.reserved.take()) {
+    let (reserved, had) = table::with(&socket, |state| {
+        let had = state.local.as_ref().map_or(0, |local| local.port);
+        (state.reserved.take(), had)
+    });
+    let reserved = match reserved {
         Some(reserved) => reserved,
-        None => Reservation::take(door::dir(&group), 0)?,
+        None => Reservation::take(door::dir(&group), had)?,
     };
     let port = reserved.port();
     // From here on the kernel's socket has its name for good.
     table::with(&socket, |state| state.spent = true);
-    let file = reserved.listen(borrow(fd), backlog)?;
-    door::calls(&group).listen(port, &file.path(), false)?;
+    let published = reserved.listen(borrow(fd), backlog).and_then(|file| {
+        door::calls(&group).listen(port, &file.path(), false)?;
+        Ok(file)
+    });
+    let local = Addr::new(*group.system(), port);
+    let file = match published {
+        Ok(file) => file,
+        Err(error) => {
+            keep_port(&socket, &group, local);
+            return Err(error.into());
+        }
+    };
     table::with(&socket, |state| {
         state.phase = Phase::Listening;
         state.user = std::process::id();
-        state.local = Some(Addr::new(*group.system(), port));
+        state.local = Some(local);
         state.file = Some(file);
         state.group = Some(group);
     });
     Ok(())
 }
 
-/// Takes a listener's port back.
-pub(super) fn stop(socket: &Socket) {
-    let (file, group) = table::with(socket, |state| {
-        if !matches!(state.phase, Phase::Listening) || state.user != std::process::id() {
-            return (None, None);
-        }
-        (state.file.take(), state.group.clone())
+/// A port stays its socket's when nobody listens on it any more, as TCP has it. If another takes it in this very
+/// moment, the next `STPlisten` is told `EADDRINUSE`.
+fn keep_port(socket: &Socket, group: &Group, local: Addr) {
+    let reserved = Reservation::take(door::dir(group), local.port).ok();
+    let before = table::with(socket, |state| {
+        state.local = Some(local);
+        std::mem::replace(&mut state.reserved, reserved)
     });
-    if let (Some(file), Some(group)) = (file, group) {
+    drop(before);
+}
+
+/// The socket listens no more.
+pub(super) fn stop(socket: &Socket) {
+    let (file, group, local) = table::with(socket, |state| {
+        if !matches!(state.phase, Phase::Listening) {
+            return (None, None, None);
+        }
+        state.phase = Phase::Fresh;
+        // What a forked child has not published it cannot withdraw.
+        let ours = state.user == std::process::id();
+        let file = state.file.take_if(|_| ours);
+        (file, state.group.clone(), state.local.clone())
+    });
+    if let (Some(file), Some(group), Some(local)) = (file, group, local) {
         door::calls(&group).unlisten(file.port());
+        drop(file);
+        keep_port(socket, &group, local);
     }
+}
+
+/// `STPshutdown` for reading on a listener: whoever waits in its queue is reset, whoever waits in `STPaccept` wakes.
+pub(super) fn shut(fd: RawFd, socket: &Socket) -> Outcome<()> {
+    // SAFETY: system calls with plain arguments; what `accept4` returns is nobody's yet.
+    unsafe {
+        if libc::shutdown(fd, libc::SHUT_RD) != 0 {
+            return Err(Fault::last());
+        }
+        // It does not wait any more.
+        let none = std::ptr::null_mut();
+        loop {
+            match libc::accept4(fd, none, std::ptr::null_mut(), libc::SOCK_CLOEXEC) {
+                ..0 => break,
+                waiting => drop(OwnedFd::from_raw_fd(waiting)),
+            }
+        }
+    }
+    stop(socket);
+    Ok(())
 }
 
 /// The listener's group, as this process has it. A child of a program that uses a shared engine publishes the
