@@ -183,13 +183,10 @@ fn here(
 
 /// The refusal of a call that does not wait: an error is pending, and the socket shows it.
 fn refuse_later(fd: RawFd, socket: &Arc<Socket>, refused: Fault) -> Fault {
-    let Ok(ends) = meet(fd) else {
+    let Ok(ends) = meet(fd, socket) else {
         return refused;
     };
-    table::with(socket, |state| {
-        state.spent = true;
-        state.phase = Phase::Failed(Some(refused));
-    });
+    table::with(socket, |state| state.phase = Phase::Failed(Some(refused)));
     // Closed with a byte unread.
     // SAFETY: one byte of ours.
     unsafe {
@@ -226,10 +223,9 @@ fn elsewhere(fd: RawFd, socket: &Arc<Socket>, group: Group, peer: Addr) -> Outco
         renew(fd, socket)?;
     }
     let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
-    let engines = meet(fd)?;
+    let engines = meet(fd, socket)?;
     table::with(socket, |state| {
         state.phase = Phase::Connecting;
-        state.spent = true;
         state.attempt = attempt;
         state.told = false;
         state.user = std::process::id();
@@ -275,6 +271,14 @@ fn answered(
     peer: Addr,
     answer: Outcome<(Fate, Addr)>,
 ) {
+    // The end is declared before the program hears that it is connected, and outside the lock: an engine is asked.
+    let declared = match &answer {
+        Ok((fate, _)) if table::with(socket, |state| state.tcp_end) => {
+            fate.mark();
+            true
+        }
+        _ => false,
+    };
     let unwanted = table::with(socket, |state| {
         if state.attempt != attempt || !matches!(state.phase, Phase::Connecting) {
             return Some(answer);
@@ -285,10 +289,7 @@ fn answered(
                 state.group = Some(group);
                 state.local = Some(local);
                 state.peer = Some(peer);
-                if state.tcp_end {
-                    fate.mark();
-                    state.marked = true;
-                }
+                state.marked = declared;
                 state.fate = Some(Arc::new(fate));
             }
             Err(fault) => state.phase = Phase::Failed(Some(fault)),
@@ -296,13 +297,19 @@ fn answered(
         state.waiting.clear();
         None
     });
-    if let Some(Ok((fate, _))) = unwanted {
-        fate.abort();
+    match unwanted {
+        Some(Ok((fate, _))) => fate.abort(),
+        Some(Err(_)) => {}
+        // Declared in this very moment.
+        None if table::with(socket, |state| state.tcp_end) => super::options::end_as_tcp(socket),
+        None => {}
     }
 }
 
 /// Joins the program's socket with a fresh one, which is returned.
-fn meet(fd: RawFd) -> Outcome<OwnedFd> {
+fn meet(fd: RawFd, socket: &Socket) -> Outcome<OwnedFd> {
+    // Even if this fails: it may be connected by then.
+    table::with(socket, |state| state.spent = true);
     let listener = socket::kernel_socket(libc::SOCK_CLOEXEC)?;
     let mut name: libc::sockaddr_un = zeroed_name();
     let mut len = size_of::<libc::sa_family_t>() as socklen_t;
@@ -405,6 +412,7 @@ fn wait(fd: RawFd, socket: &Arc<Socket>) -> Outcome<()> {
             });
         }
     }
+    set_send_buffer(fd, socket);
     table::with(socket, |state| match &mut state.phase {
         Phase::Connected => {
             state.told = true;
@@ -432,12 +440,27 @@ fn pair() -> Outcome<(OwnedFd, OwnedFd)> {
         .map_err(|errno| Fault::plain(errno.raw_os_error()))
 }
 
-/// If the kernel shows that connecting is over, waits until the library knows it too.
+/// If the kernel shows that connecting is over, waits until the library knows it too, and does what waited for that.
 pub(super) fn settle(fd: RawFd) {
-    let Ok(socket) = table::find(fd) else {
-        return;
-    };
-    let connecting = || table::with(&socket, |state| matches!(state.phase, Phase::Connecting));
+    if let Ok(socket) = table::find(fd) {
+        await_answer(fd, &socket);
+        set_send_buffer(fd, &socket);
+    }
+}
+
+/// A send buffer that was asked for while connecting.
+fn set_send_buffer(fd: RawFd, socket: &Socket) {
+    let asked = table::with(socket, |state| match state.phase {
+        Phase::Connected => state.send_buffer.take(),
+        _ => None,
+    });
+    if let Some(bytes) = asked {
+        socket::apply(fd, &[(libc::SOL_SOCKET, libc::SO_SNDBUF, bytes)]);
+    }
+}
+
+fn await_answer(fd: RawFd, socket: &Socket) {
+    let connecting = || table::with(socket, |state| matches!(state.phase, Phase::Connecting));
     if !connecting() {
         return;
     }
@@ -453,7 +476,7 @@ pub(super) fn settle(fd: RawFd) {
     let Ok((ours, theirs)) = pair() else {
         return;
     };
-    let waits = table::with(&socket, |state| {
+    let waits = table::with(socket, |state| {
         let waits = matches!(state.phase, Phase::Connecting);
         if waits {
             state.waiting.push(theirs);
@@ -482,7 +505,10 @@ fn dissolve(fd: RawFd, socket: &Arc<Socket>) -> Outcome<()> {
         let renews = !matches!(state.phase, Phase::Fresh) || state.spent;
         if !matches!(state.phase, Phase::Listening) {
             state.phase = Phase::Fresh;
-            (state.local, state.peer, state.ended) = (None, None, None);
+            if state.reserved.is_none() {
+                state.local = None;
+            }
+            (state.peer, state.ended) = (None, None);
             (state.read_shut, state.write_shut, state.marked) = (false, false, false);
             state.break_told = false;
             state.attempt = 0;
@@ -496,7 +522,6 @@ fn dissolve(fd: RawFd, socket: &Arc<Socket>) -> Outcome<()> {
     if renews {
         super::listen::stop(socket);
         renew(fd, socket)?;
-        table::with(socket, |state| state.phase = Phase::Fresh);
     }
     Ok(())
 }

@@ -148,7 +148,8 @@ pub fn set_kernel(
                 let connecting =
                     table::with(&socket, |state| matches!(state.phase, Phase::Connecting));
                 // A larger buffer would look writable before there is a peer.
-                if !(connecting && name == libc::SO_SNDBUF) {
+                let later = connecting && name == libc::SO_SNDBUF;
+                if !later {
                     // SAFETY: the kernel checks the program's memory.
                     let done = unsafe { libc::setsockopt(fd, level, name, from, len) };
                     if done != 0 {
@@ -158,6 +159,7 @@ pub fn set_kernel(
                 let mut value = vec![0; (len as usize).min(64)];
                 memory::read(from, &mut value)?;
                 table::with(&socket, |state| {
+                    state.send_buffer = later.then(|| value.clone()).or(state.send_buffer.take());
                     state.options.retain(|(_, known, _)| *known != name);
                     state.options.push((level, name, value));
                 });

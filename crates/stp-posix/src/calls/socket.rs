@@ -68,6 +68,8 @@ pub(super) struct State {
     pub(super) gift: Option<Arc<Gift>>,
     /// How long connecting may take.
     pub(super) connect_ms: u32,
+    /// A send buffer that was asked for while connecting, for when there is a peer.
+    pub(super) send_buffer: Option<Vec<u8>>,
     /// Options that accepted and renewed sockets inherit.
     pub(super) options: Vec<(c_int, c_int, Vec<u8>)>,
 }
@@ -101,6 +103,7 @@ impl Socket {
                 tcp_end: false,
                 gift: None,
                 connect_ms: 0,
+                send_buffer: None,
                 options: Vec::new(),
             }),
         }
@@ -164,7 +167,7 @@ impl Socket {
         own
     }
 
-    /// The program has closed its last descriptor `fd` of this socket, or is about to: says what that means.
+    /// The program has closed its last descriptor of this socket, or is about to close `fd`: says what that means.
     pub(super) fn end(&self, fd: RawFd) {
         let pid = std::process::id();
         let (ours, fate, file, aborts) = table::with(self, |state| {
