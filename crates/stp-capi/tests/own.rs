@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::io::Write;
+
 use stp_tests::{Kind, Lab, Net};
 use support::{How, compile, here};
 
@@ -24,6 +26,24 @@ fn options_names_errors_threads_and_ends() {
     // And beside a shared engine.
     let _engine = alpha.engine();
     alpha.cmd(&program).ok();
+}
+
+#[test]
+fn a_listener_keeps_its_port_while_there_is_no_engine() {
+    let Some(lab) = Lab::with("listening again", Kind::File, &["alpha"], Net::None) else {
+        return;
+    };
+    let [alpha] = lab.hosts();
+    let engine = alpha.engine();
+    let mut program = alpha.cmd(own()).arg("listen").stdin_pipe().spawn();
+    let mut steps = program.stdin();
+    program.wait_out("its port", |out| out.contains("bound").then_some(()));
+    engine.crash();
+    writeln!(steps, "gone").unwrap();
+    program.wait_out("its failure", |out| out.contains("failed").then_some(()));
+    let _engine = alpha.engine();
+    writeln!(steps, "back").unwrap();
+    program.ok();
 }
 
 #[test]

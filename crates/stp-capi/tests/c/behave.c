@@ -289,6 +289,15 @@ static void listening(void)
     show("accept, interrupted", CALL(accept)(l, NULL, NULL));
     show("listening: shutdown for reading", CALL(shutdown)(l, SHUT_RD));
     show("accept after shutdown", CALL(accept)(l, NULL, NULL));
+    show("shutdown after shutdown", CALL(shutdown)(l, SHUT_RD));
+    value("after shutdown: has its port", local_port(l) > 0);
+    show("after shutdown: listen", CALL(listen)(l, 5));
+    peer_ask('C', local_port(l));
+    until(l, POLLIN);
+    s = CALL(accept)(l, NULL, NULL);
+    value("after shutdown: accept", s >= 0);
+    CALL(close)(s);
+    peer_ask('X', 0);
     CALL(close)(l);
 }
 
@@ -344,12 +353,18 @@ static void connecting(void)
     epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev);
     epoll_wait(ep, &got, 1, 0); /* what a fresh socket shows */
     show("without waiting: connect", CALL(connect)(s, SA(&a), sizeof a));
+    int room = 40000;
+    show("without waiting: send buffer", CALL(setsockopt)(s, SOL_SOCKET, SO_SNDBUF, &room, sizeof room));
     until(s, POLLOUT);
     memset(&got, 0, sizeof got);
     value("without waiting: epoll reports", epoll_wait(ep, &got, 1, 10000));
     value("without waiting: writable", (got.events & EPOLLOUT) != 0 && (got.events & (EPOLLERR | EPOLLHUP)) == 0);
     events("without waiting: poll", s, 0);
     value("without waiting: pending error", pending_error(s));
+    len = sizeof room;
+    CALL(getsockopt)(s, SOL_SOCKET, SO_SNDBUF, &room, &len);
+    value("without waiting: send buffer as asked", room);
+    len = sizeof a;
     show("without waiting: getpeername", CALL(getpeername)(s, SA(&a), &len));
     a = there(port_of(&a));
     show("without waiting: connect again", CALL(connect)(s, SA(&a), sizeof a));

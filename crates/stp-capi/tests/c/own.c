@@ -1,5 +1,6 @@
 /* own: what STP has and TCP has not. Each check that fails is a line; the exit status counts them. */
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include "sockets.h"
 
@@ -205,6 +206,92 @@ static void ends(void)
     check(STPclose(l) == 0);
 }
 
+/* A number that was closed behind the library's back is another file's when the program exits. */
+static void other_files(void)
+{
+    char text[64] = "", name[] = "/tmp/stp-own-XXXXXX";
+    int status, file = mkstemp(name);
+    pid_t child = fork();
+    if (child == 0) {
+        int s = stream();
+        close(s);
+        FILE *log = fopen(name, "w");
+        if (log == NULL || fileno(log) != s)
+            abort();
+        fputs("the last line", log);
+        exit(0);
+    }
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    check(read(file, text, sizeof text - 1) == 13 && strcmp(text, "the last line") == 0);
+    close(file);
+    unlink(name);
+}
+
+/* As many descriptors may be opened as the program says. */
+static void descriptors(int left)
+{
+    struct rlimit limit;
+    int next = dup(0);
+    close(next);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = left < 0 ? limit.rlim_max : (rlim_t)(next + left);
+    check(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+}
+
+/* What fails for want of descriptors works when there are some. */
+static void few_descriptors(void)
+{
+    struct sockaddr_stp a;
+    int s = stream();
+    STPaddr(&a, "nobody:7");
+    descriptors(1);
+    check(STPconnect(s, SA(&a), sizeof a) < 0 && errno == EMFILE);
+    descriptors(-1);
+    check(STPconnect(s, SA(&a), sizeof a) < 0 && errno == EHOSTUNREACH);
+    check(STPclose(s) == 0);
+    s = stream();
+    nonblocking(s, 1);
+    a = here(1);
+    descriptors(1);
+    check(STPconnect(s, SA(&a), sizeof a) < 0 && errno == ECONNREFUSED);
+    descriptors(-1);
+    check(STPconnect(s, SA(&a), sizeof a) < 0 && errno == EINPROGRESS);
+    check(STPclose(s) == 0);
+}
+
+/* The test takes a step when it has read a line, and says so by another. */
+static void step(const char *line)
+{
+    char answer[16];
+    printf("%s\n", line);
+    fflush(stdout);
+    if (fgets(answer, sizeof answer, stdin) == NULL)
+        exit(99);
+}
+
+/* A listener that cannot be published keeps its port and can be listened on when there is an engine again. */
+static int listen_again(void)
+{
+    struct sockaddr_stp a = here(0);
+    int s = stream(), other = stream(), port, listened, tries = 0;
+    check(STPbind(s, SA(&a), sizeof a) == 0);
+    port = local_port(s);
+    step("bound");
+    check(STPlisten(s, 5) < 0 && STPerror() == STP_EENGINE);
+    check(local_port(s) == port);
+    a = here(port);
+    check(STPbind(other, SA(&a), sizeof a) < 0 && errno == EADDRINUSE);
+    step("failed");
+    while ((listened = STPlisten(s, 5)) < 0 && STPerror() == STP_EENGINE && tries++ < 1000)
+        usleep(10000);
+    check(listened == 0 && local_port(s) == port);
+    nonblocking(other, 1);
+    check(STPconnect(other, SA(&a), sizeof a) < 0 && errno == EINPROGRESS);
+    check(STPaccept(s, NULL, NULL) >= 0);
+    return failures;
+}
+
 /* The engine goes in the middle of a call. */
 static int engine_gone(const char *address)
 {
@@ -226,11 +313,15 @@ static int engine_gone(const char *address)
 
 int main(int argc, char **argv)
 {
+    if (argc > 1 && strcmp(argv[1], "listen") == 0)
+        return listen_again();
     if (argc > 1)
         return engine_gone(argv[1]);
     before();
     names();
     threads();
     ends();
+    other_files();
+    few_descriptors();
     return failures;
 }
