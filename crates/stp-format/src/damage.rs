@@ -57,7 +57,7 @@ impl core::error::Error for Damage {}
 
 /// The checksum of a record whose covered part is `covered`: XXH3, 64 bits.
 pub(crate) fn checksum(covered: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(covered)
+    twox_hash::XxHash3_64::oneshot(covered)
 }
 
 /// Bytes of magic and checksum in front of every record's covered part.
@@ -84,4 +84,25 @@ pub(crate) fn seal(bytes: &mut [u8], magic: &[u8; 8]) {
     let sum = checksum(&bytes[SEAL_BYTES..]).to_le_bytes();
     bytes[..8].copy_from_slice(magic);
     bytes[8..SEAL_BYTES].copy_from_slice(&sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    /// Each way through XXH3 has lengths of its own.
+    #[test]
+    fn checksums_are_those_of_another_implementation() {
+        let bytes: Vec<u8> = (0..300_000_u32)
+            .map(|at| (at.wrapping_mul(at) >> 7) as u8)
+            .collect();
+        let short = 0..=600;
+        let long = [1023, 1024, 1025, 4080, 4096, 65_536, 262_128, 300_000];
+        for len in short.chain(long) {
+            let covered = &bytes[..len];
+            let other = xxhash_rust::xxh3::xxh3_64(covered);
+            assert_eq!(checksum(covered), other, "{len} bytes");
+        }
+    }
 }
