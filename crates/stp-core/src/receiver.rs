@@ -61,7 +61,7 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    fn matches(&self, info: &SegmentInfo, seq: Seq) -> bool {
+    pub(crate) fn matches(&self, info: &SegmentInfo, seq: Seq) -> bool {
         info.writer == self.writer
             && info.writer_incarnation == self.writer_incarnation
             && info.reader == self.reader
@@ -368,6 +368,16 @@ impl Incoming {
             return Look::Nothing;
         };
         head.late(now, self.looks_free)
+    }
+
+    /// The next segment in order was taken in past a look: nobody was looking for it.
+    pub(crate) fn pass(&mut self, now: Time, units: usize, wants_ack: bool) {
+        debug_assert!(!self.is_looked_for());
+        if self.stages.is_empty() {
+            self.stages.push_back(Stage::default());
+        }
+        self.stages[0].units = Some(units);
+        self.advance(now, wants_ack, false);
     }
 
     /// The head was taken in.

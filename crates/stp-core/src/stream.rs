@@ -174,6 +174,15 @@ impl Stream {
             && self.moving == Moving::No
     }
 
+    /// Whether so many bytes may come from this offset on.
+    pub(crate) fn takes(&self, offset: u64, bytes: usize) -> bool {
+        self.phase == Phase::Open
+            && !matches!(self.moving, Moving::Held(_))
+            && !self.fin_received
+            && offset == self.recv_next
+            && offset.saturating_add(bytes as u64) <= self.recv_limit
+    }
+
     /// The control frames that may be sent now: a stream that is held does not finish before it is known whose
     /// it is.
     pub(crate) fn due(&self) -> Pending {

@@ -200,3 +200,78 @@ fn what_comes_for_others_makes_a_step_due() {
     });
     close(world, &ids);
 }
+
+/// The front of the segment that a stream's node expects, as it lies there.
+fn front(world: &World, host: usize, id: StreamId) -> Vec<u8> {
+    let node = world.hosts[host].node.as_ref().unwrap();
+    let (place, _) = node.awaited(id).unwrap();
+    let at = world.geometry.offset(place, 1).unwrap() as usize;
+    world.store[at..at + (128 << 10)].to_vec()
+}
+
+/// Takes what is there of a stream's link straight into the program's memory, if it may.
+fn take_past(world: &mut World, host: usize, id: StreamId) -> Option<Vec<u8>> {
+    let front = front(world, host, id);
+    let now = world.time(host);
+    let node = world.hosts[host].node.as_mut().unwrap();
+    let piece = node.poll_piece_of(id, &front)?;
+    let bytes = piece.bytes_in(&front)?.to_vec();
+    node.handle_piece_of(now, id, &piece);
+    Some(bytes)
+}
+
+#[test]
+fn pieces_go_past_looks_and_between_them() {
+    let (mut world, ids) = quiet_pair(1);
+    let [ours, theirs] = ids[0];
+    // More bytes than the first credit, and more segments than the ring has slots.
+    for turn in 0..120 {
+        world.now += 1000;
+        let message = pattern(turn as u64, [1, 64, 100, 5000, 60_000][turn % 5]);
+        assert_eq!(put(&mut world, 0, ours, &message), message.len());
+        write(&mut world, 0, ours, usize::MAX);
+        if turn % 3 == 0 {
+            read(&mut world, 1, theirs);
+            let mut got = vec![0; message.len()];
+            assert_eq!(take(&mut world, 1, theirs, &mut got), message.len());
+            assert_eq!(got, message, "turn {turn}");
+        } else {
+            let got = take_past(&mut world, 1, theirs);
+            assert!(got.is_some_and(|got| got == message), "turn {turn}");
+        }
+        // Credit and acknowledgements come back.
+        write(&mut world, 1, theirs, usize::MAX);
+        while is_there(&world, 0, ours) {
+            read(&mut world, 0, ours);
+        }
+    }
+    close(world, &ids);
+}
+
+#[test]
+fn only_the_next_piece_of_its_own_stream_goes_past() {
+    let (mut world, ids) = quiet_pair(2);
+    let ([ours, theirs], [_, others]) = (ids[0], ids[1]);
+    assert_eq!(take_past(&mut world, 1, theirs), None, "nothing is there");
+    assert_eq!(put(&mut world, 0, ours, b"first"), 5);
+    write(&mut world, 0, ours, usize::MAX);
+    assert_eq!(take_past(&mut world, 1, others), None, "another's");
+    // What has come by a look, and is not taken, is before it.
+    read(&mut world, 1, theirs);
+    assert_eq!(put(&mut world, 0, ours, b"second"), 6);
+    write(&mut world, 0, ours, usize::MAX);
+    assert_eq!(take_past(&mut world, 1, theirs), None, "not the next");
+    let mut got = [0; 8];
+    assert_eq!(take(&mut world, 1, theirs, &mut got), 5);
+    // A segment that is not whole stays where it is.
+    let node = world.hosts[1].node.as_ref().unwrap();
+    let (place, _) = node.awaited(theirs).unwrap();
+    let at = world.geometry.offset(place, 1).unwrap() as usize + 155;
+    world.store[at] ^= 1;
+    assert_eq!(take_past(&mut world, 1, theirs), None, "torn");
+    world.store[at] ^= 1;
+    let second = take_past(&mut world, 1, theirs);
+    assert_eq!(second.as_deref(), Some(&b"second"[..]));
+    assert_eq!(take_past(&mut world, 1, theirs), None, "it is taken");
+    close(world, &ids);
+}

@@ -5,6 +5,7 @@
 
 use crate::ids::{NameError, VolumeId};
 use core::fmt;
+use core::hash::Hasher as _;
 
 /// The version of the format that this code writes, and the newest that it reads.
 pub const FORMAT_VERSION: u16 = 1;
@@ -60,6 +61,14 @@ pub(crate) fn checksum(covered: &[u8]) -> u64 {
     twox_hash::XxHash3_64::oneshot(covered)
 }
 
+/// The same of two parts that lie apart.
+pub(crate) fn checksum_of_parts(front: &[u8], rest: &[u8]) -> u64 {
+    let mut hasher = twox_hash::xxhash3_64::Hasher::new();
+    hasher.write(front);
+    hasher.write(rest);
+    hasher.finish()
+}
+
 /// Bytes of magic and checksum in front of every record's covered part.
 pub(crate) const SEAL_BYTES: usize = 16;
 
@@ -103,6 +112,8 @@ mod tests {
             let covered = &bytes[..len];
             let other = xxhash_rust::xxh3::xxh3_64(covered);
             assert_eq!(checksum(covered), other, "{len} bytes");
+            let (front, rest) = covered.split_at(len.min(136));
+            assert_eq!(checksum_of_parts(front, rest), other, "{len} bytes");
         }
     }
 }

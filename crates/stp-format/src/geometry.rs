@@ -275,7 +275,13 @@ impl Geometry {
             && ring.slot_units > 0
             && u32::from(ring.first_extent) + u32::from(ring.extents) <= u32::from(self.extents)
             && u32::from(ring.slot_units) <= SLOT_UNITS_MAX
-            && self.ring_slots(ring) >= RING_SLOTS_MIN
+            && self.ring_has(ring, RING_SLOTS_MIN - 1)
+    }
+
+    /// Whether a ring has the slot with this number: without the division, which every transfer would pay for.
+    fn ring_has(&self, ring: Ring, slot: u32) -> bool {
+        let units = u64::from(ring.extents) * u64::from(self.extent_units);
+        (u64::from(slot) + 1) * u64::from(ring.slot_units) <= units
     }
 
     /// The byte offset of `units` units at `place`; `None` if any of them lies outside that place's bounds.
@@ -306,7 +312,7 @@ impl Geometry {
                 skip,
             } => {
                 let seat = self.seat(seat)?;
-                if !self.holds(ring) || slot >= self.ring_slots(ring) {
+                if !self.holds(ring) || !self.ring_has(ring, slot) {
                     return None;
                 }
                 let extent = u64::from(ring.first_extent) * u64::from(self.extent_units);

@@ -28,7 +28,9 @@ pub use ids::{
     Epoch, GroupName, Incarnation, NameError, ProcessName, SeatId, Seq, SystemName, VolumeId,
 };
 pub use seat::{LinkEntry, SeatCounters, SeatRecord, SeatState, SeatTimings};
-pub use segment::{Adopt, Frame, FrameBody, MoveToken, SegmentBuilder, SegmentInfo, StreamKey};
+pub use segment::{
+    Adopt, Frame, FrameBody, LonePiece, MoveToken, SegmentBuilder, SegmentInfo, StreamKey,
+};
 pub use superblock::{Features, Superblock};
 pub use table::{Scb, ScbState, TableUnit};
 pub use unit::{UNIT_BYTES, UnitBuf};

@@ -6,7 +6,7 @@
 //! - Frames start at multiples of eight bytes and never cross the segment's end.
 //! - Where a frame speaks of a position in a stream, it is a byte offset from the stream's start.
 
-use crate::damage::{Damage, FORMAT_VERSION, SEAL_BYTES, checksum};
+use crate::damage::{Damage, FORMAT_VERSION, SEAL_BYTES, checksum, checksum_of_parts};
 use crate::ids::{Epoch, Incarnation, SeatId, Seq, VolumeId};
 use crate::layout::record;
 use crate::unit::UnitBuf;
@@ -507,6 +507,65 @@ pub fn decode_segment(bytes: &[u8], volume: VolumeId) -> Result<(SegmentInfo, Fr
             left: head.frames.get(),
         },
     ))
+}
+
+/// Where the bytes of a segment's first frame begin.
+pub const FIRST_BYTES_AT: usize = SEGMENT_HEAD_BYTES + FRAME_HEAD_BYTES;
+
+/// A segment that is one piece of one stream and nothing else: its front, checked for its form, not for its checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LonePiece {
+    /// The segment's head.
+    pub info: SegmentInfo,
+    /// Bytes of the segment.
+    pub len: usize,
+    /// Of which stream.
+    pub key: StreamKey,
+    /// Offset of the first byte in the stream.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: usize,
+}
+
+impl LonePiece {
+    /// The segment with this front, if it is one.
+    pub fn peek(front: &[u8], volume: VolumeId) -> Option<Self> {
+        let (info, len) = peek_segment(front, volume).ok()?;
+        let (head, rest) = SegmentHead::ref_from_prefix(front).ok()?;
+        let (frame, _) = FrameHead::ref_from_prefix(rest).ok()?;
+        let bytes = frame.len.get() as usize;
+        let is_lone = head.frames.get() == 1
+            && frame.kind == DATA_KIND
+            && bytes > 0
+            && len == FIRST_BYTES_AT + bytes.next_multiple_of(FRAME_ALIGN);
+        is_lone.then(|| Self {
+            info,
+            len,
+            key: StreamKey {
+                by_writer: frame.flags & 1 != 0,
+                number: frame.stream.get(),
+            },
+            offset: frame.value.get(),
+            bytes,
+        })
+    }
+
+    /// Its bytes, if all of it is in `front` and its checksum is right.
+    pub fn bytes_in<'a>(&self, front: &'a [u8]) -> Option<&'a [u8]> {
+        let segment = front.get(..self.len)?;
+        let right = segment[8..SEAL_BYTES] == checksum(&segment[SEAL_BYTES..]).to_le_bytes();
+        right.then(|| &segment[FIRST_BYTES_AT..FIRST_BYTES_AT + self.bytes])
+    }
+
+    /// Whether its checksum is right where its bytes, whole words, lie apart from its front.
+    pub fn is_whole(&self, front: &[u8], bytes: &[u8]) -> bool {
+        let fits = bytes.len() == self.bytes && self.len == FIRST_BYTES_AT + self.bytes;
+        let Some(front) = front.get(..FIRST_BYTES_AT).filter(|_| fits) else {
+            return false;
+        };
+        let sum = checksum_of_parts(&front[SEAL_BYTES..], bytes);
+        front[8..SEAL_BYTES] == sum.to_le_bytes()
+    }
 }
 
 /// The frames of a segment. A frame of impossible form ends the walk with an error: its writer is

@@ -2,7 +2,7 @@
 //! changed byte goes unnoticed, and no bytes at all make a decoder panic.
 
 use proptest::prelude::*;
-use stp_format::segment::{Frames, decode_segment, peek_segment};
+use stp_format::segment::{FIRST_BYTES_AT, Frames, decode_segment, peek_segment};
 use stp_format::*;
 
 fn geometry() -> Geometry {
@@ -453,6 +453,48 @@ fn no_changed_byte_goes_unnoticed() {
             assert!(!decodes(&geometry, &bytes), "record {index}, byte {at}");
             bytes[at] ^= 0x10;
         }
+    }
+}
+
+#[test]
+fn a_lone_piece_is_checked_in_parts_as_it_is_whole() {
+    let key = StreamKey {
+        by_writer: true,
+        number: 9,
+    };
+    for bytes in [1, 8, 61, 64, 104, 105, 800, 8000] {
+        let data: Vec<u8> = (0..bytes).map(|at| at as u8).collect();
+        let mut builder = SegmentBuilder::new(UnitBuf::zeroed(2));
+        assert_eq!(builder.append_data(key, 5, &data), bytes);
+        let (mut buf, _) = builder.seal(volume(), &segment_info());
+        let piece = LonePiece::peek(&buf.bytes()[..200], volume()).expect("nothing else is in it");
+        assert_eq!(
+            (piece.info, piece.key, piece.offset),
+            (segment_info(), key, 5)
+        );
+        assert_eq!(piece.bytes_in(buf.bytes()), Some(&data[..]));
+        let short = &buf.bytes()[..piece.len - 1];
+        assert_eq!(piece.bytes_in(short), None);
+        let whole_words = bytes.is_multiple_of(8);
+        assert_eq!(piece.is_whole(buf.bytes(), &data), whole_words);
+        assert!(!piece.is_whole(buf.bytes(), &data[1..]));
+        for at in 8..FIRST_BYTES_AT + bytes {
+            buf.bytes_mut()[at] ^= 1;
+            assert_eq!(piece.bytes_in(buf.bytes()), None, "byte {at}");
+            let data = &buf.bytes()[FIRST_BYTES_AT..FIRST_BYTES_AT + bytes];
+            assert!(!piece.is_whole(buf.bytes(), data), "byte {at}");
+            buf.bytes_mut()[at] ^= 1;
+        }
+        assert_eq!(LonePiece::peek(buf.bytes(), VolumeId([9; 16])), None);
+    }
+    let (mixed, _) = segment();
+    assert_eq!(LonePiece::peek(mixed.bytes(), volume()), None);
+    for frame in frames() {
+        let mut builder = SegmentBuilder::new(UnitBuf::zeroed(1));
+        assert!(builder.push(&frame));
+        let (buf, _) = builder.seal(volume(), &segment_info());
+        let found = LonePiece::peek(buf.bytes(), volume()).is_some();
+        assert_eq!(found, matches!(frame.body, FrameBody::Data { .. }));
     }
 }
 

@@ -19,6 +19,18 @@ const RESERVE_PART: usize = 8;
 pub(super) type Broken = &'static str;
 
 impl Node {
+    /// Who must have written a peer's segments.
+    pub(super) fn expected(&self, seat: SeatId, epoch: Epoch) -> Expected {
+        Expected {
+            volume: self.config.volume,
+            writer: seat,
+            writer_incarnation: self.links[usize::from(seat.0)].peer_incarnation,
+            reader: self.seat,
+            reader_incarnation: self.incarnation,
+            epoch,
+        }
+    }
+
     pub(super) fn handle_look(
         &mut self,
         now: Time,
@@ -27,15 +39,8 @@ impl Node {
         seq: Seq,
         buf: Option<UnitBuf>,
     ) {
+        let expected = self.expected(seat, epoch);
         let link = &mut self.links[usize::from(seat.0)];
-        let expected = Expected {
-            volume: self.config.volume,
-            writer: seat,
-            writer_incarnation: link.peer_incarnation,
-            reader: self.seat,
-            reader_incarnation: self.incarnation,
-            epoch,
-        };
         let Some(incoming) = link.incoming.as_mut().filter(|_| link.peer_epoch == epoch) else {
             if let Some(buf) = buf {
                 self.pool.give_back(buf);
@@ -69,7 +74,7 @@ impl Node {
     }
 
     /// Takes in all segments that were read whole, in order.
-    fn take_in(&mut self, now: Time, seat: SeatId) -> Result<(), Broken> {
+    pub(super) fn take_in(&mut self, now: Time, seat: SeatId) -> Result<(), Broken> {
         loop {
             let link = &mut self.links[usize::from(seat.0)];
             let Some(incoming) = &mut link.incoming else {
@@ -164,11 +169,7 @@ impl Node {
             }
             FrameBody::Data { offset, bytes } => {
                 let end = offset.saturating_add(bytes.len() as u64);
-                let fits = stream.phase == StreamPhase::Open
-                    && !matches!(stream.moving, Moving::Held(_))
-                    && !stream.fin_received
-                    && offset == stream.recv_next
-                    && end <= stream.recv_limit;
+                let fits = stream.takes(offset, bytes.len());
                 if fits && stream.released.is_some() {
                     // Nobody is left to read this: the sender must know.
                     self.reset(now, id, ResetReason::Aborted);

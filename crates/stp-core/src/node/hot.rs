@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::event::StreamId;
+use stp_format::LonePiece;
 
 /// A segment to be written.
 #[derive(Debug)]
@@ -89,6 +90,55 @@ impl Node {
         };
         self.count_read(units);
         Some(io)
+    }
+
+    /// The next segment of a stream's peer by its front, if it is one piece of that stream, which may go straight into the
+    /// program's memory: nothing is before it.
+    pub fn poll_piece_of(&self, id: StreamId, front: &[u8]) -> Option<LonePiece> {
+        let (_, seq) = self.awaited(id)?;
+        let seat = self.seat_of(id)?;
+        let link = &self.links[seat];
+        let expected = self.expected(SeatId(seat as u16), link.peer_epoch);
+        let piece = LonePiece::peek(front, expected.volume)?;
+        let stream = self.streams.get(id)?;
+        let is_next = expected.matches(&piece.info, seq)
+            && link.keys.get(&piece.key) == Some(&id)
+            && stream.takes(piece.offset, piece.bytes)
+            && stream.received.is_empty()
+            && stream.released.is_none()
+            && stream.reset.is_none()
+            && stream.urgent.is_none()
+            && !stream.moving.is_giving();
+        is_next.then_some(piece)
+    }
+
+    /// The program has that piece, whose checksum was right.
+    pub fn handle_piece_of(&mut self, now: Time, id: StreamId, piece: &LonePiece) {
+        self.tick(now);
+        let Some(seat) = self.seat_of(id) else {
+            return;
+        };
+        let units = UnitBuf::units_for(piece.len);
+        self.count_read(units);
+        let link = &mut self.links[seat];
+        let acks_mine = piece.info.acked_epoch == link.my_epoch;
+        if let Some(incoming) = &mut link.incoming {
+            incoming.pass(now, units, piece.info.wants_ack);
+        }
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.recv_next += piece.bytes as u64;
+            self.counters.received_bytes += piece.bytes as u64;
+            self.handed_over(now, id, piece.bytes);
+        }
+        let seat = SeatId(seat as u16);
+        let acked = match acks_mine {
+            true => self.handle_acked(seat, piece.info.acked_seq),
+            false => Ok(()),
+        };
+        // What was read ahead of it comes next.
+        if let Err(broken) = acked.and_then(|()| self.take_in(now, seat)) {
+            self.cut_off(now, seat, broken);
+        }
     }
 
     /// Whether a segment of a stream's link is to be written now, for its bytes, a control frame or an acknowledgement

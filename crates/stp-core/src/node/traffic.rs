@@ -184,13 +184,20 @@ impl Node {
 
     /// The program has taken `bytes` of what lies in front.
     pub(super) fn consumed(&mut self, now: Time, id: StreamId, bytes: usize) {
+        if let Some(stream) = self.streams.get_mut(id)
+            && let Some(buf) = stream.received.consume(bytes)
+        {
+            self.pool.give_back(buf);
+        }
+        self.handed_over(now, id, bytes);
+    }
+
+    /// The program has `bytes` more of what came.
+    pub(super) fn handed_over(&mut self, now: Time, id: StreamId, bytes: usize) {
         let limits = self.limits();
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        if let Some(buf) = stream.received.consume(bytes) {
-            self.pool.give_back(buf);
-        }
         stream.taken += bytes as u64;
         stream.urgent = stream.urgent.filter(|end| *end > stream.taken);
         if stream.wants_credit() && stream.reset.is_none() {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use stp_core::{IoAction, IoDone, IoFault, StreamId, Time};
-use stp_format::segment::{SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
+use stp_format::segment::{FIRST_BYTES_AT, SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
 use stp_format::{Place, UNIT_BYTES, UnitBuf, VolumeId};
 use stp_medium::{Medium, Memory};
 
@@ -29,6 +29,8 @@ const WRITES_MAX: usize = 4;
 /// Read of a segment before its length is known: a small one is there at once, and what comes from the other
 /// processor's cache in one go costs little more than its first line.
 const FRONT_BYTES: usize = 256;
+/// A shorter piece that is not all in the front is copied twice: its checksum by parts costs more than that.
+const PAST_MIN: usize = 8192;
 const _: () = assert!(FRONT_BYTES >= SEGMENT_HEAD_BYTES && FRONT_BYTES <= UNIT_BYTES);
 
 pub(super) struct Hot {
@@ -116,6 +118,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Looks for the next segment of a stream's peer, `looks` times; `None` if it cannot be looked for in this way.
     pub fn watch_hot(&self, id: StreamId, looks: u32) -> Option<bool> {
+        Some(self.look_for(id, looks)?.is_some())
+    }
+
+    /// Where that segment is, once it is there.
+    fn look_for(&self, id: StreamId, looks: u32) -> Option<Option<Place>> {
         let (place, seq) = self.node.awaited(id)?;
         let memory = self.hot.memory.as_ref()?;
         let word = memory.word(place, SEGMENT_SEQ_AT)?;
@@ -123,11 +130,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         for _ in 0..looks {
             // The other end: the copy that stores the number last.
             if word.load(Ordering::Acquire) == seq {
-                return Some(true);
+                return Some(Some(place));
             }
             std::hint::spin_loop();
         }
-        Some(false)
+        Some(None)
     }
 
     /// Takes in what acknowledges the segments of a stream's link, if many of them wait for that.
@@ -138,6 +145,41 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             && self.watch_hot(id, 1) == Some(true)
         {
             self.read_hot(now, id);
+        }
+    }
+
+    /// Copies the next segment of a stream's peer straight into the program's memory, if it is there, fits, and is nothing
+    /// but a piece of that stream: how many bytes. What was copied is what is checked; until it is found right, the program
+    /// has nothing.
+    pub(super) fn read_past(&mut self, now: Time, id: StreamId, into: &mut [u8]) -> Option<usize> {
+        let memory = self.hot.memory.as_ref().filter(|_| self.is_hot(now))?;
+        let place = self.look_for(id, 1)??;
+        let mut front = [0; FRONT_BYTES];
+        memory.read(place, 0, &mut front).ok()?;
+        let piece = self.node.poll_piece_of(id, &front)?;
+        let into = into.get_mut(..piece.bytes)?;
+        if piece.len <= FRONT_BYTES {
+            into.copy_from_slice(piece.bytes_in(&front)?);
+        } else if piece.bytes >= PAST_MIN {
+            let known = &front[FIRST_BYTES_AT..];
+            let (begin, rest) = into.split_at_mut(known.len());
+            begin.copy_from_slice(known);
+            memory.read(place, FRONT_BYTES, rest).ok()?;
+            if !piece.is_whole(&front, into) {
+                return None;
+            }
+        } else {
+            return None;
+        }
+        self.node.handle_piece_of(now, id, &piece);
+        self.heed(id);
+        Some(piece.bytes)
+    }
+
+    /// Has a whole step soon if more has come up than bytes for a stream's program.
+    fn heed(&mut self, id: StreamId) {
+        if !self.node.is_calm(id) {
+            self.hot.stepped_at = None;
         }
     }
 
@@ -166,9 +208,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 break;
             }
         }
-        if !self.node.is_calm(id) {
-            self.hot.stepped_at = None;
-        }
+        self.heed(id);
     }
 }
 

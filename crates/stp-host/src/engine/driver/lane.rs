@@ -210,13 +210,17 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             }
             lane.empty_at = Some(lane.told);
         }
-        match self.node.take(now, id, into) {
-            0 => Got::Nothing,
-            bytes => {
-                lane.keep_until = now + KEEP;
-                Got::Bytes(bytes)
-            }
+        let taken = match self.node.take(now, id, into) {
+            0 => self.read_past(now, id, into).unwrap_or(0),
+            taken => taken,
+        };
+        if taken == 0 {
+            return Got::Nothing;
         }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.lane.keep_until = now + KEEP;
+        }
+        Got::Bytes(taken)
     }
 
     /// A stream's reader begins to drive; what arrives is kept for it.
