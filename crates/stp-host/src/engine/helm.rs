@@ -13,6 +13,7 @@
 //! - What the kernel reports once is never lost: who collects it but does not drive leaves it in `noted`.
 //! - A panic under a program's thread ends the engine with an error for all callers, as one under its own does.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -54,6 +55,9 @@ const PUBLISH_MAX: Duration = Duration::from_millis(20);
 const LOOKS_AT_KERNEL: u32 = 16;
 /// Such looks in vain, after which the processor is offered to others. Where there is one only, after each.
 const LOOKS_IN_VAIN: u32 = 8;
+/// How long the processor is away if it was given to a peer that then waits for this thread. Nobody who wants it is back at
+/// once, and whoever has work of its own keeps it for longer.
+const A_TURN: Range<Duration> = Duration::from_micros(2)..Duration::from_micros(100);
 /// Looks at one word that make a set of them: about as dear as a whole step.
 const WORDS_IN_A_ROW: u32 = 64;
 /// Streams of a node beyond which its thread does not stay away: the others would wait for it.
@@ -70,6 +74,8 @@ pub(super) struct Core {
     pub(super) blind: u32,
     /// Looks in vain since the processor was offered to others.
     pub(super) vain: u32,
+    /// Offered last, the processor went to somebody who soon gave it back: most likely the peer, who waits likewise.
+    pub(super) shares: bool,
     /// Let go of only when nothing writes into the seat any more.
     pub(super) _lock: FileLock,
 }
@@ -118,9 +124,11 @@ impl Core {
 
     fn look_in_vain(&mut self, patience: u32) {
         self.vain += 1;
-        if self.vain >= patience {
+        if self.vain >= patience || self.shares {
             self.vain = 0;
+            let begun = self.driver.now();
             std::thread::yield_now();
+            self.shares = A_TURN.contains(&self.driver.now().since(begun));
         }
     }
 
@@ -706,10 +714,15 @@ impl Helm {
             }
         }
         while core.driver.is_hot(now) {
-            match core.driver.watch_hot(id, self.looks) {
+            let looks = if core.shares { 1 } else { self.looks };
+            match core.driver.watch_hot(id, looks) {
                 None => return false,
                 Some(true) => {
                     core.vain = 0;
+                    // It may take what is there itself.
+                    if ready(&mut core.driver, now) {
+                        return true;
+                    }
                     core.driver.read_hot(now, id);
                     if ready(&mut core.driver, now) {
                         return true;

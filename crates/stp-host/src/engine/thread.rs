@@ -139,6 +139,7 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
             driver,
             blind: 0,
             vain: 0,
+            shares: false,
             _lock: lock,
         },
         shared,
