@@ -133,7 +133,7 @@ struct Kept {
     tries: u32,
 }
 
-/// What [`Outgoing::next_write`] wants written.
+/// What [`Outgoing::begin_write`] wants written.
 #[derive(Debug)]
 pub(crate) struct SegmentWrite {
     pub(crate) slot: u32,
@@ -368,18 +368,20 @@ impl Outgoing {
         (rewrite * factor * (1 << kept.tries.saturating_sub(1).min(6))).min(PAUSE_MAX)
     }
 
-    /// The next write that is due: a new segment's first, or another one of a segment whose
-    /// acknowledgement does not come. `patient`: the peer is silent, so write nothing again. The second
-    /// value says whether it is a repetition of a write that had succeeded.
-    pub(crate) fn next_write(
+    /// The segment that was numbered last.
+    pub(crate) fn newest(&self) -> Option<usize> {
+        self.kept.len().checked_sub(1)
+    }
+
+    /// The write of a kept segment that is due begins. The second value says whether it is a repetition of one that
+    /// had succeeded.
+    pub(crate) fn begin_write(
         &mut self,
         now: Time,
+        at: usize,
         op: u64,
         rewrite: Duration,
-        patient: bool,
-        depth: usize,
-    ) -> Option<(SegmentWrite, bool)> {
-        let at = self.next_due_write(now, patient, depth)?;
+    ) -> (SegmentWrite, bool) {
         self.in_flight += 1;
         let kept = &mut self.kept[at];
         let again = kept.tries > 0;
@@ -389,15 +391,14 @@ impl Outgoing {
         let (seq, data) = (kept.seq, Arc::clone(&kept.data));
         let (units, bytes) = (kept.units, kept.bytes);
         self.kept[at].again_at = now + self.pause(&self.kept[at], rewrite);
-        Some((
-            SegmentWrite {
-                slot: self.slot_of(seq),
-                data,
-                units,
-                bytes,
-            },
-            again,
-        ))
+        let slot = self.slot_of(seq);
+        let write = SegmentWrite {
+            slot,
+            data,
+            units,
+            bytes,
+        };
+        (write, again)
     }
 
     /// The oldest few and the newest segments are the ones that may be due.
@@ -416,6 +417,8 @@ impl Outgoing {
         may && kept.writing.is_none()
     }
 
+    /// The next write that is due: a new segment's first, or another one of a segment whose acknowledgement does not come.
+    /// `patient`: the peer is silent, so write nothing again.
     pub(crate) fn next_due_write(&self, now: Time, patient: bool, depth: usize) -> Option<usize> {
         self.scanned().find(|at| {
             let kept = &self.kept[*at];

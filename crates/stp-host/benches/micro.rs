@@ -14,7 +14,7 @@ use criterion::Criterion;
 use stp_core::{
     Claimed, Event, IoAction, IoDone, Limits, Node, NodeConfig, StreamId, Time, Timings,
 };
-use stp_format::segment::{SEGMENT_HEAD_BYTES, decode_segment, peek_segment};
+use stp_format::segment::{FIRST_BYTES_AT, SEGMENT_HEAD_BYTES, decode_segment, peek_segment};
 use stp_format::{
     Epoch, Frame, FrameBody, Geometry, Incarnation, Place, SeatId, SegmentBuilder, SegmentInfo,
     Seq, StreamKey, UNIT_BYTES, UnitBuf, VolumeId,
@@ -24,6 +24,8 @@ use stp_medium::{Medium, Op, OpId};
 const VOLUME: VolumeId = VolumeId([7; 16]);
 const SMALL_BYTES: usize = 64;
 const BULK_UNITS: usize = 64;
+/// What is read of a segment before its length is known.
+const FRONT_BYTES: usize = 256;
 
 /// A case: its name, what one run of it does, and the run.
 struct Case {
@@ -332,9 +334,10 @@ impl Pair {
                 .copy_from_slice(&io.data.bytes()[..io.bytes]);
             side.node.handle_io(now, done(io.id, None));
         }
-        let side = &mut self.sides[1 - from];
+        let to = 1 - from;
+        let mut taken = self.take_past(to, message).unwrap_or(0);
+        let side = &mut self.sides[to];
         let id = side.stream.expect("it is connected");
-        let mut taken = 0;
         while taken < message.len() {
             let io = side.node.poll_look_of(now, id).expect("it is awaited");
             let IoAction::Read(mut buf) = io.action else {
@@ -349,6 +352,25 @@ impl Pair {
             taken += side.node.take(now, id, &mut message[taken..]);
         }
         black_box(message);
+    }
+
+    /// What is a lone piece goes straight into the program's memory.
+    fn take_past(&mut self, to: usize, message: &mut [u8]) -> Option<usize> {
+        let (now, geometry) = (self.now, self.geometry);
+        let node = &mut self.sides[to].node;
+        let id = self.sides[to].stream?;
+        let (place, _) = node.awaited(id)?;
+        let slot = &self.store[bytes_at(&geometry, place, 1).start..];
+        let piece = node.poll_piece_of(id, &slot[..FRONT_BYTES])?;
+        let into = message.get_mut(..piece.bytes)?;
+        if piece.len <= FRONT_BYTES {
+            into.copy_from_slice(piece.bytes_in(&slot[..FRONT_BYTES])?);
+        } else {
+            into.copy_from_slice(&slot[FIRST_BYTES_AT..FIRST_BYTES_AT + piece.bytes]);
+            assert!(piece.is_whole(&slot[..FRONT_BYTES], into));
+        }
+        node.handle_piece_of(now, id, &piece);
+        Some(piece.bytes)
     }
 
     fn hot_round_trips(mut self, times: usize, bytes: usize) {

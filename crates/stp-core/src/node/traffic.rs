@@ -401,15 +401,14 @@ impl Node {
             self.acknowledge_by_record(seat, ack_due);
             return None;
         };
+        let mut due = outgoing.next_due_write(now, silent, depth);
         if ack_due && outgoing.full() {
             self.acknowledge_by_record(seat, true);
-            return self.poll_write(now, seat, silent);
-        }
-        let due = outgoing.next_due_write(now, silent, depth);
-        if due.is_none() && outgoing.may_seal(depth, ack_due) {
+        } else if due.is_none() && outgoing.may_seal(depth, ack_due) {
             self.seal(now, seat);
+            due = self.links[seat].outgoing.as_ref()?.newest();
         }
-        self.poll_write(now, seat, silent)
+        self.begin_write(now, seat, due?)
     }
 
     /// Numbers the segment that is being filled, with the newest acknowledgement in it.
@@ -457,14 +456,14 @@ impl Node {
         }
     }
 
-    fn poll_write(&mut self, now: Time, seat: usize, patient: bool) -> Option<SegmentIo> {
+    /// The write of the segment that is due.
+    fn begin_write(&mut self, now: Time, seat: usize, due: usize) -> Option<SegmentIo> {
         let rewrite = self.config.timings.rewrite;
-        let depth = self.config.limits.write_depth;
         let op = self.next_op;
         let link = &mut self.links[seat];
         let epoch = link.my_epoch;
         let outgoing = link.outgoing.as_mut()?;
-        let (write, again) = outgoing.next_write(now, op, rewrite, patient, depth)?;
+        let (write, again) = outgoing.begin_write(now, due, op, rewrite);
         let ring = outgoing.ring();
         if again {
             self.counters.rewrites += 1;
