@@ -169,7 +169,9 @@ pub(super) fn close_all() {
     let ours = |number: RawFd, known: u64| inode(number).is_ok_and(|inode| inode == known);
     for (&number, known) in &table.numbers {
         if let Some(entry) = table.sockets.get(known) {
-            entry.socket.end(if ours(number, *known) { number } else { -1 });
+            entry
+                .socket
+                .end(if ours(number, *known) { number } else { -1 });
         }
     }
     for (&number, &known) in &table.numbers {
