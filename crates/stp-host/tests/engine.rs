@@ -207,22 +207,22 @@ fn a_dead_listener_is_refused_and_forgotten() {
     server.close();
 }
 
+/// Listens on [`PORT`] with a short queue.
+fn narrow_listener(host: &Host, backlog: i32) -> UnixListener {
+    let path = host.dir.port_socket(PORT);
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).unwrap();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&socket, backlog).unwrap();
+    host.engine.listen(PORT, &path, false).unwrap();
+    UnixListener::from(socket)
+}
+
 #[test]
 fn a_full_backlog_makes_connections_wait_and_loses_none() {
     let world = World::new();
     let (alpha, beta) = world.pair();
-    let path = beta.dir.port_socket(PORT);
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
-    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
-    rustix::net::listen(&socket, 1).unwrap();
-    let listener = UnixListener::from(socket);
-    beta.engine.listen(PORT, &path, false).unwrap();
+    let listener = narrow_listener(&beta, 1);
     let other = beta.listen(PORT + 1, false);
     let count = 12;
     thread::scope(|scope| {
@@ -248,23 +248,38 @@ fn a_full_backlog_makes_connections_wait_and_loses_none() {
     });
 }
 
+/// A program that closes its socket, or dies, does not leave its attempt behind until the time for that is over.
+#[test]
+fn connecting_ends_with_the_programs_socket() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = narrow_listener(&beta, 0);
+    let first = alpha.connect("beta", PORT);
+    thread::scope(|scope| {
+        let (program, engine) = UnixStream::pair().unwrap();
+        let socket = OwnedFd::from(engine);
+        let attempt = scope.spawn(|| {
+            let to = system("beta");
+            let limit = Some(PATIENCE * 10);
+            alpha.engine.connect(&to, PORT, socket, false, limit)
+        });
+        // It waits: the listener's queue is full and stays so.
+        drop(program);
+        let failure = attempt.join().unwrap().unwrap_err();
+        assert!(
+            matches!(&failure, ConnectFailure::Failed(why) if why.contains("closed its socket")),
+            "{failure:?}"
+        );
+    });
+    drop((first, listener));
+}
+
 /// Somebody who gave up must not be found in the listener's queue as a stream that says nothing.
 #[test]
 fn a_connection_that_nobody_waits_for_any_more_is_withdrawn() {
     let world = World::new();
     let (alpha, beta) = world.pair();
-    let path = beta.dir.port_socket(PORT);
-    let socket = rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
-    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
-    rustix::net::listen(&socket, 0).unwrap();
-    let listener = UnixListener::from(socket);
-    beta.engine.listen(PORT, &path, false).unwrap();
+    let listener = narrow_listener(&beta, 0);
     let first = alpha.connect("beta", PORT);
     let (_program, engine) = UnixStream::pair().unwrap();
     let gave_up = alpha.engine.connect(

@@ -358,6 +358,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 return false;
             };
             let Some(stream) = self.streams.get_mut(&id) else {
+                if ready.hangup {
+                    self.opener_gone(id);
+                }
                 continue;
             };
             if ready.writable {

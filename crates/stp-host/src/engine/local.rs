@@ -73,6 +73,8 @@ pub trait LocalSide {
     /// Where a port's connections are handed over.
     type Listener: Send + std::fmt::Debug;
 
+    /// Starts reporting that the program has closed this socket; for one whose stream is being opened.
+    fn watch_end(&mut self, _id: StreamId, _socket: &mut Self::Socket) {}
     /// Starts reporting this socket's readiness, the present one first.
     fn watch(&mut self, id: StreamId, socket: &mut Self::Socket) -> io::Result<()>;
     /// Puts the program's socket in the place of the one that its stream was opened with, and starts reporting its

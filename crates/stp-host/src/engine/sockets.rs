@@ -54,6 +54,8 @@ pub enum HostListener {
 #[derive(Debug)]
 pub struct HostSocket {
     end: End,
+    /// The kernel reports that the program has closed it.
+    end_watched: bool,
     /// The kernel reports room.
     room_watched: bool,
     /// Somebody waits for room.
@@ -90,6 +92,7 @@ impl HostSocket {
     fn new(end: End) -> Self {
         Self {
             end,
+            end_watched: false,
             room_watched: false,
             room_wanted: false,
             finished: false,
@@ -242,10 +245,23 @@ impl LocalSide for HostSockets {
     type Handle = OwnedFd;
     type Listener = HostListener;
 
+    fn watch_end(&mut self, id: StreamId, socket: &mut HostSocket) {
+        if let End::Unix(fd) = &socket.end {
+            let data = EventData::new_u64(id.0);
+            // Should it fail, the stream is opened all the same, or given up when its time is over.
+            socket.end_watched = epoll::add(&*self.epoll, fd, data, EventFlags::ET).is_ok();
+        }
+    }
+
     fn watch(&mut self, id: StreamId, socket: &mut HostSocket) -> io::Result<()> {
         if let Some(fd) = socket.fd() {
             let data = EventData::new_u64(id.0);
-            epoll::add(&*self.epoll, fd, data, Self::interest(false))?;
+            let interest = Self::interest(false);
+            if socket.end_watched {
+                epoll::modify(&*self.epoll, fd, data, interest)?;
+            } else {
+                epoll::add(&*self.epoll, fd, data, interest)?;
+            }
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use crate::engine::verdict::Ending;
 const OPENINGS_MAX: usize = 64;
 /// Bytes skipped at once.
 const SKIP_BYTES_MAX: u64 = 64 << 10;
+const OPENER_GONE: &str = "the program closed its socket while the stream was opened";
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     pub(super) fn connect(
@@ -28,7 +29,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         to: &SystemName,
         port: u16,
         local_port: Option<u16>,
-        opening: Opening<L::Socket>,
+        mut opening: Opening<L::Socket>,
     ) {
         if !matches!(self.phase, Phase::Running) {
             self.local.close(opening.socket, false);
@@ -36,6 +37,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         }
         match self.node.connect(now, to, port, local_port) {
             Ok(id) => {
+                self.local.watch_end(id, &mut opening.socket);
                 self.openings.insert(id, opening);
             }
             Err(why) => {
@@ -79,7 +81,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 }
                 Pulled::Mark => {}
                 Pulled::Empty | Pulled::End | Pulled::Broken => {
-                    return Err("the program closed its socket while the stream was opened".into());
+                    return Err(OPENER_GONE.into());
                 }
             }
         }
@@ -110,6 +112,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let found = self.openings.iter().find(|(_, o)| o.ticket == ticket);
         if let Some(id) = found.map(|(id, _)| *id) {
             self.give_up(now, id, Some(ConnectFailure::TimedOut));
+        }
+    }
+
+    /// The program has closed a socket: nobody waits for its stream any more.
+    pub(super) fn opener_gone(&mut self, id: StreamId) {
+        if self.openings.contains_key(&id) {
+            let why = ConnectFailure::Failed(OPENER_GONE.into());
+            self.give_up(self.clock.now(), id, Some(why));
         }
     }
 
