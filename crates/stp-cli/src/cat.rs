@@ -466,7 +466,8 @@ fn receive(mut stream: &stp::Stream) -> Result<(), Failure> {
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => {
-                drop(stdout);
+                // Where storage is far away, that it is full may be said no earlier than here.
+                crate::sys::close(stdout.into()).map_err(Failure::Stdout)?;
                 return end_stdout();
             }
             Ok(n) => stdout.write_all(&buffer[..n]).map_err(Failure::Stdout)?,

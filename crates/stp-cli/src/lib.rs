@@ -24,6 +24,7 @@ pub mod probe;
 pub mod run;
 pub mod signals;
 pub mod ss;
+mod sys;
 
 use std::error::Error as _;
 use std::ffi::OsString;

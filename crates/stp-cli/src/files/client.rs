@@ -26,6 +26,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Entries of one listing.
 const LISTING_MAX: usize = 1 << 20;
+/// Bytes of the names and link targets of one listing.
+const LISTING_BYTES_MAX: usize = 256 << 20;
 
 /// Opens connections to a system's file server. `Broken::NoConnection` is worth another try once a connection stood.
 pub trait Connector {
@@ -106,6 +108,8 @@ struct Session {
     writer: Mutex<MessageWriter>,
     hangup: Hangup,
     read_only: bool,
+    /// A transfer has begun on it and not ended in order.
+    transferring: bool,
 }
 
 impl Session {
@@ -122,6 +126,7 @@ impl Session {
             writer: Mutex::new(MessageWriter::new(writer)),
             hangup,
             read_only: false,
+            transferring: false,
         };
         let hello = Message::Hello {
             version_min: wire::VERSION_MIN,
@@ -167,7 +172,10 @@ impl Session {
 
     fn ready(&mut self, command: &Message) -> Result<(), Broken> {
         match self.ask(command)? {
-            Message::Ready => Ok(()),
+            Message::Ready => {
+                self.transferring = true;
+                Ok(())
+            }
             _ => Err(out_of_place()),
         }
     }
@@ -278,17 +286,19 @@ impl Copier<'_> {
         let (mut tries, mut pause) = (0, PAUSE_MIN);
         let mut activity = self.progress.activity();
         loop {
-            let result = self
-                .session(system)
-                .and_then(|session| step(session, progress));
+            let result = self.session(system).and_then(|session| {
+                let value = step(session, progress)?;
+                session.transferring = false;
+                Ok(value)
+            });
             let (was_lost, error) = match result {
                 Ok(value) => return Ok(value),
                 Err(Broken::Lost(error)) => (true, error),
                 Err(Broken::NoConnection(error)) => (false, error),
-                // After a refusal the connection is as good as before.
-                Err(broken @ Broken::Refused(_)) => return Err(broken),
                 Err(broken) => {
-                    self.session = None;
+                    // After a refused command the connection is as good as before; a transfer that broke has cut it.
+                    let refused = matches!(broken, Broken::Refused(_));
+                    self.session = self.session.take().filter(|s| refused && !s.transferring);
                     return Err(broken);
                 }
             };
@@ -488,7 +498,7 @@ impl Copier<'_> {
                 let allowed = match &name {
                     Some(name) => Allowed::Only {
                         name: name.clone(),
-                        folder: recursive,
+                        any_kind: recursive,
                     },
                     None => Allowed::Any,
                 };
@@ -640,19 +650,20 @@ pub fn list(
     let fetch = || -> Result<Vec<(Vec<u8>, Meta)>, Broken> {
         let mut session = Session::open(connector, system, transfer_id().unwrap_or_default())?;
         let mut entries = Vec::new();
+        let mut room = LISTING_BYTES_MAX;
         let mut answer = session.ask(&Message::List {
             path: path.to_vec(),
         })?;
         loop {
             match answer {
-                Message::Entry { name, meta } if entries.len() < LISTING_MAX => {
-                    entries.push((name, meta))
-                }
-                Message::Entry { .. } => {
-                    return Err(Broken::Local(Fault::new(
-                        Code::Other,
-                        "more entries than can be listed",
-                    )));
+                Message::Entry { name, meta } => {
+                    let left = room.checked_sub(name.len() + meta.target.len());
+                    let Some(left) = left.filter(|_| entries.len() < LISTING_MAX) else {
+                        let text = "more entries than can be listed; list a folder in it";
+                        return Err(Broken::Local(Fault::new(Code::Other, text)));
+                    };
+                    room = left;
+                    entries.push((name, meta));
                 }
                 Message::ListEnd => break,
                 _ => return Err(out_of_place()),

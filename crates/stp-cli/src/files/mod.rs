@@ -5,6 +5,7 @@
 
 pub mod client;
 mod codec;
+mod commit;
 pub mod digest;
 pub mod link;
 pub mod listing;

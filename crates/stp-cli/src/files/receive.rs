@@ -3,7 +3,7 @@
 //! - Every entry is put into an open folder by a single name: nothing a sender says leads out of the target.
 //! - A file shows up under its name only when it is complete, its digest is right and its contents are on storage.
 //! - What arrived of a file before an interruption is hashed again from storage and compared by the sender before it counts.
-//! - Storage is waited for on a thread of its own; many small files share one wait.
+//! - Storage is waited for on threads of their own.
 //! - A failure of one entry ends that entry only.
 
 use std::collections::HashMap;
@@ -11,24 +11,25 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::commit::{COMMIT_MAX, Commit, commit_all};
 use super::digest::{BLOCK, Digest};
 use super::link::{Broken, Hangup, MessageReader, MessageWriter};
 use super::paths;
 use super::report::Report;
 use super::source::read_digest;
-use super::target::{self, Folder, Late, Partial, Source};
+use super::target::{self, Flush, Folder, Late, Partial, Source};
 use super::wire::{self, Code, Fault, Kind, Message, Mtime};
 
-/// Files that may be complete and not yet in place.
-const COMMIT_MAX: usize = 64;
-/// From this many on, the whole file system is synchronised once instead of each file.
-const COMMIT_TOGETHER: usize = 8;
 /// After so many bytes of one file, storage is told to begin.
 const FLUSH_EVERY: u64 = 32 << 20;
+/// How long the peer may take to hear why the connection is about to be cut.
+const LAST_WORD_MAX: Duration = Duration::from_secs(1);
 
 /// What may be received directly into the target folder.
 pub enum Allowed {
@@ -38,8 +39,8 @@ pub enum Allowed {
     Only {
         /// Its name.
         name: Vec<u8>,
-        /// It may be a folder.
-        folder: bool,
+        /// It may be a folder or a link; if not, it is a file.
+        any_kind: bool,
     },
 }
 
@@ -57,14 +58,9 @@ pub fn receive(
     let base = Folder::base(base);
     let result = std::thread::scope(|scope| {
         let (commits, commits_rx) = mpsc::sync_channel(COMMIT_MAX);
-        let (flushes, flushes_rx) = mpsc::sync_channel::<OwnedFd>(1);
+        let (flushes, flushes_rx) = mpsc::sync_channel::<Flush>(1);
         let committer = scope.spawn(|| commit_all(commits_rx, writer, report, &placed));
-        scope.spawn(move || {
-            for file in flushes_rx {
-                // Only to begin early: the commit looks at the outcome.
-                let _ = rustix::fs::fdatasync(&file);
-            }
-        });
+        scope.spawn(move || flushes_rx.into_iter().for_each(Flush::run));
         let mut receiver = Receiver {
             reader,
             writer,
@@ -83,9 +79,8 @@ pub fn receive(
         drop(receiver);
         if let Err(broken) = &result {
             if let Broken::Protocol(text) = broken {
-                let mut writer = lock(writer);
-                let _ = writer.put(&Message::Error(Fault::new(Code::Protocol, text.clone())));
-                let _ = writer.flush();
+                let fault = Fault::new(Code::Protocol, text.clone());
+                say_last(scope, writer, Message::Error(fault));
             }
             hangup();
         }
@@ -95,10 +90,10 @@ pub fn receive(
         result.and(lost)
     });
     result?;
-    // One wait for every folder that got a name; for a single one its own is cheaper.
+    // One wait for every folder that got a name or attributes; for the target alone its own is cheaper. Even if nothing was
+    // placed now: an earlier connection of this transfer may have been cut before it came to this.
     let synced = match placed.load(Ordering::Relaxed) {
-        0 => Ok(()),
-        1 => rustix::fs::fsync(&base.fd),
+        0 | 1 => base.sync(),
         _ => rustix::fs::syncfs(&base.fd),
     };
     if let Err(e) = synced {
@@ -108,13 +103,30 @@ pub fn receive(
         writer.flush()?;
         return Err(Broken::Local(fault));
     }
-    for (key, fault) in lock(&late).drain(..) {
-        report.failed(&key, &fault);
-    }
     let mut writer = lock(writer);
+    for (path, fault) in lock(&late).drain(..) {
+        report.failed(&path, &fault);
+        writer.put(&Message::notice(false, &path, fault))?;
+    }
     writer.put(&Message::Finished)?;
     writer.flush()?;
     Ok(())
+}
+
+/// Says why before the connection is cut, if the peer takes it: it may have stopped to read long ago.
+fn say_last<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    writer: &'scope Mutex<MessageWriter>,
+    message: Message,
+) {
+    let (said, hear) = mpsc::channel::<()>();
+    scope.spawn(move || {
+        let _said = said;
+        let mut writer = lock(writer);
+        // The error that matters is known already.
+        let _ = writer.put(&message).and_then(|()| writer.flush());
+    });
+    let _ = hear.recv_timeout(LAST_WORD_MAX);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,17 +159,6 @@ enum Offer {
     Prefix(Partial, Box<Digest>),
 }
 
-/// A complete file on its way to its name.
-struct Commit {
-    id: u32,
-    partial: Partial,
-    dir: Arc<Folder>,
-    name: Vec<u8>,
-    key: Vec<u8>,
-    mode: u32,
-    source: Source,
-}
-
 struct Receiver<'a> {
     reader: &'a mut MessageReader,
     writer: &'a Mutex<MessageWriter>,
@@ -166,7 +167,7 @@ struct Receiver<'a> {
     late: &'a Late,
     placed: &'a AtomicU64,
     commits: SyncSender<Commit>,
-    flushes: SyncSender<OwnedFd>,
+    flushes: SyncSender<Flush>,
     base: Arc<Folder>,
     stack: Vec<Level>,
     pending: HashMap<u32, Pending>,
@@ -271,8 +272,11 @@ impl Receiver<'_> {
     fn place(&self, name: &[u8], kind: Kind) -> Result<Spot, Broken> {
         match self.stack.last() {
             None => {
-                if let Allowed::Only { name: only, folder } = &self.allowed
-                    && (only != name || (kind == Kind::Folder && !folder))
+                if let Allowed::Only {
+                    name: only,
+                    any_kind,
+                } = &self.allowed
+                    && (only != name || (kind != Kind::File && !any_kind))
                 {
                     return Err(protocol(&format!(
                         "the other side sent `{}`, which was not asked for",
@@ -319,9 +323,6 @@ impl Receiver<'_> {
 
     fn link(&mut self, id: u32, name: Vec<u8>, mtime: Mtime, target: &[u8]) -> Result<(), Broken> {
         let (dir, key) = self.place(&name, Kind::Link)?;
-        if self.report.seen(&key) {
-            return self.answer(&Message::Have { id });
-        }
         let placed = dir.and_then(|dir| {
             if replaceable(&dir, &name)?
                 .is_some_and(|stat| target::is_link(&dir, &name, &stat, target, mtime))
@@ -546,10 +547,10 @@ impl Receiver<'_> {
                 continue;
             }
             if digest.pos() - flushed >= FLUSH_EVERY
-                && let Ok(file) = open.file.try_clone()
+                && let Ok(flush) = open.flush()
             {
                 flushed = digest.pos();
-                let _ = self.flushes.try_send(file);
+                let _ = self.flushes.try_send(flush);
             }
         }
     }
@@ -591,77 +592,4 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8], mut pos: u64) -> Result<(), Errno
         }
     }
     Ok(())
-}
-
-/// Brings complete files to storage and to their names, many at once when many wait.
-fn commit_all(
-    commits: mpsc::Receiver<Commit>,
-    writer: &Mutex<MessageWriter>,
-    report: &dyn Report,
-    placed: &AtomicU64,
-) -> Result<(), Broken> {
-    let mut batch = Vec::new();
-    let mut lost = Ok(());
-    while let Ok(first) = commits.recv() {
-        batch.push(first);
-        while batch.len() < COMMIT_MAX
-            && let Ok(more) = commits.try_recv()
-        {
-            batch.push(more);
-        }
-        let together = batch.len() >= COMMIT_TOGETHER && sync_together(&batch);
-        for commit in batch.drain(..) {
-            let Commit {
-                id,
-                partial,
-                dir,
-                name,
-                key,
-                mode,
-                source,
-            } = commit;
-            let result = target::set_attributes(&partial.file, mode, source.mtime)
-                .and_then(|()| {
-                    if together {
-                        Ok(())
-                    } else {
-                        rustix::fs::fsync(&partial.file)
-                    }
-                })
-                .and_then(|()| partial.publish(&name));
-            drop(dir);
-            let answer = match result {
-                Ok(()) => {
-                    placed.fetch_add(1, Ordering::Relaxed);
-                    report.done(&key, Kind::File, source.size);
-                    Message::Done { id }
-                }
-                Err(e) => {
-                    let fault = paths::fault(e, "cannot finish the file at the target");
-                    report.undone(source.size);
-                    report.failed(&key, &fault);
-                    Message::Failed { id, fault }
-                }
-            };
-            if lost.is_ok() {
-                lost = lock(writer).put(&answer).map_err(Broken::from);
-            }
-        }
-        if lost.is_ok() {
-            lost = lock(writer).flush().map_err(Broken::from);
-        }
-    }
-    lost
-}
-
-/// One synchronisation for all; false if they are on different file systems or it failed, then each is asked by itself.
-fn sync_together(batch: &[Commit]) -> bool {
-    let device = |c: &Commit| rustix::fs::fstat(&c.partial.file).map(|s| s.st_dev);
-    let Some(first) = batch.first() else {
-        return false;
-    };
-    let Ok(wanted) = device(first) else {
-        return false;
-    };
-    batch.iter().all(|c| device(c) == Ok(wanted)) && rustix::fs::syncfs(&first.partial.file).is_ok()
 }

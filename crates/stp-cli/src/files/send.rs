@@ -78,6 +78,7 @@ pub fn send(
             open: HashMap::new(),
             wanted: VecDeque::new(),
             held: 0,
+            folders: 0,
             next_id: 0,
             buffer: vec![0; HEADER_LEN + BLOCK],
         };
@@ -143,6 +144,8 @@ struct Sender<'a> {
     open: HashMap<u32, Announced>,
     wanted: VecDeque<Wanted>,
     held: usize,
+    /// In place at the receiver: as many may turn out to lack their attributes.
+    folders: usize,
     next_id: u32,
     buffer: Vec<u8>,
 }
@@ -158,11 +161,21 @@ impl Sender<'_> {
         self.send_total()?;
         self.writer.put(&Message::Finish)?;
         self.writer.flush()?;
-        match self.replies.recv() {
-            Ok(Ok(Message::Finished)) => Ok(()),
-            Ok(Err(broken)) => Err(broken),
-            Ok(Ok(_)) => Err(Broken::Protocol("an answer too many".into())),
-            Err(_) => Err(Broken::Protocol("no last answer".into())),
+        loop {
+            match self.replies.recv() {
+                Ok(Ok(Message::Finished)) => return Ok(()),
+                Ok(Ok(Message::Notice {
+                    skipped: false,
+                    path,
+                    fault,
+                })) if self.folders > 0 => {
+                    self.folders -= 1;
+                    self.report.failed(&path, &fault);
+                }
+                Ok(Err(broken)) => return Err(broken),
+                Ok(Ok(_)) => return Err(Broken::Protocol("an answer too many".into())),
+                Err(_) => return Err(Broken::Protocol("no last answer".into())),
+            }
         }
     }
 
@@ -348,9 +361,6 @@ impl Sender<'_> {
         target: Vec<u8>,
         mtime: Mtime,
     ) -> Result<(), Broken> {
-        if self.report.seen(&key) {
-            return Ok(());
-        }
         if target.is_empty() || target.len() > wire::PATH_MAX {
             return self.notice(
                 false,
@@ -386,12 +396,7 @@ impl Sender<'_> {
         } else {
             self.report.failed(key, &fault);
         }
-        let path = key.get(..wire::PATH_MAX).unwrap_or(key).to_vec();
-        self.writer.put(&Message::Notice {
-            skipped,
-            path,
-            fault,
-        })?;
+        self.writer.put(&Message::notice(skipped, key, fault))?;
         Ok(())
     }
 
@@ -471,7 +476,10 @@ impl Sender<'_> {
                 let entry = self.close(id)?;
                 match entry.what {
                     What::File { size, .. } => self.report.done(&entry.key, Kind::File, size),
-                    What::Other(kind) => self.report.done(&entry.key, kind, 0),
+                    What::Other(kind) => {
+                        self.folders += usize::from(kind == Kind::Folder);
+                        self.report.done(&entry.key, kind, 0);
+                    }
                 }
             }
             Message::Have { id } => {

@@ -6,8 +6,10 @@
 //!   kept only for files of [`RESUME_MIN`] and more: smaller ones are sooner sent again.
 //! - A folder gets its mode and time when the last entry in it is in place: with its last reference.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
@@ -15,6 +17,7 @@ use rustix::io::Errno;
 
 use super::paths;
 use super::wire::{Fault, Kind, Mtime, NAME_MAX};
+use crate::sys;
 
 /// Files from this size on can be continued after an interruption.
 pub const RESUME_MIN: u64 = 256 << 10;
@@ -40,7 +43,9 @@ pub struct Folder {
     pub finish: Mutex<Option<(u32, Mtime)>>,
     late: Option<Late>,
     /// Keeps the parents' times from being set before ours.
-    _parent: Option<Arc<Folder>>,
+    parent: Option<Arc<Folder>>,
+    /// Its own name is on storage.
+    named: AtomicBool,
 }
 
 impl Folder {
@@ -51,7 +56,8 @@ impl Folder {
             key: Vec::new(),
             finish: Mutex::new(None),
             late: None,
-            _parent: None,
+            parent: None,
+            named: AtomicBool::new(true),
         })
     }
 
@@ -87,8 +93,24 @@ impl Folder {
             key,
             finish: Mutex::new(None),
             late: Some(Arc::clone(late)),
-            _parent: Some(Arc::clone(self)),
+            parent: Some(Arc::clone(self)),
+            named: AtomicBool::new(false),
         }))
+    }
+
+    /// Brings the names in this folder to storage, and so that they can be found there, its own.
+    pub fn sync(&self) -> Result<(), Errno> {
+        if let Some(parent) = &self.parent
+            && !self.named.load(Ordering::Relaxed)
+        {
+            parent.sync()?;
+            self.named.store(true, Ordering::Relaxed);
+        }
+        match rustix::fs::fsync(&self.fd) {
+            // Not every file system does that for a folder by itself.
+            Err(Errno::INVAL) => rustix::fs::syncfs(&self.fd),
+            done => done,
+        }
     }
 
     /// Everything for this folder was sent; it gets these when it is there.
@@ -200,6 +222,29 @@ pub struct Partial {
     state: Option<Vec<u8>>,
     /// Left behind when dropped, to be continued.
     keep: bool,
+    written_back: WrittenBack,
+}
+
+/// The first failure of writing a file's contents back to storage; locked while one of us waits for it. The kernel tells an
+/// open file of a failure once, whoever asks first.
+type WrittenBack = Arc<Mutex<Result<(), Errno>>>;
+
+fn lock_written_back(outcome: &WrittenBack) -> MutexGuard<'_, Result<(), Errno>> {
+    outcome.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What has come of a file, to be brought to storage while more comes.
+pub struct Flush {
+    file: OwnedFd,
+    written_back: WrittenBack,
+}
+
+impl Flush {
+    /// Waits for storage; [`Partial::sync`] gives the outcome.
+    pub fn run(self) {
+        let mut outcome = lock_written_back(&self.written_back);
+        *outcome = outcome.and(rustix::fs::fdatasync(&self.file));
+    }
 }
 
 impl Partial {
@@ -227,6 +272,7 @@ impl Partial {
                 temp,
                 state: Some(state),
                 keep: true,
+                written_back: Arc::new(Mutex::new(Ok(()))),
             },
             len,
         ))
@@ -245,6 +291,7 @@ impl Partial {
                 temp,
                 state: None,
                 keep: false,
+                written_back: Arc::new(Mutex::new(Ok(()))),
             });
         };
         let mut partial = Self {
@@ -253,6 +300,7 @@ impl Partial {
             temp,
             state: None,
             keep: false,
+            written_back: Arc::new(Mutex::new(Ok(()))),
         };
         partial.restart(name, source)?;
         Ok(partial)
@@ -295,14 +343,32 @@ impl Partial {
         self.keep
     }
 
+    /// For a thread that begins to bring it to storage.
+    pub fn flush(&self) -> io::Result<Flush> {
+        Ok(Flush {
+            file: self.file.try_clone()?,
+            written_back: Arc::clone(&self.written_back),
+        })
+    }
+
+    /// Brings the contents to storage. `written`: its whole file system was already, and only the outcome is asked for.
+    pub fn sync(&self, written: bool) -> Result<(), Errno> {
+        let mut outcome = lock_written_back(&self.written_back);
+        let synced = match written {
+            true => sys::written_back(&self.file),
+            false => rustix::fs::fsync(&self.file),
+        };
+        *outcome = outcome.and(synced);
+        *outcome
+    }
+
     /// Complete, verified and on storage: takes its final name.
     pub fn publish(mut self, name: &[u8]) -> Result<(), Errno> {
+        rustix::fs::renameat(&self.dir.fd, &self.temp, &self.dir.fd, name)?;
+        self.temp.clear();
         if let Some(state) = self.state.take() {
             let _ = rustix::fs::unlinkat(&self.dir.fd, &state, AtFlags::empty());
         }
-        rustix::fs::renameat(&self.dir.fd, &self.temp, &self.dir.fd, name)?;
-        self.temp.clear();
-        self.keep = true;
         Ok(())
     }
 
@@ -314,7 +380,8 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if self.keep {
+        // What could not be written back may still be right in memory, and would be taken for right by another try.
+        if self.keep && lock_written_back(&self.written_back).is_ok() {
             return;
         }
         if let Some(state) = &self.state {
@@ -429,6 +496,35 @@ mod tests {
             .map(|e| e.unwrap().file_name())
             .collect();
         assert_eq!(names, ["f"]);
+    }
+
+    #[test]
+    fn a_failure_to_write_back_is_not_forgotten() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = base(temp.path());
+        let partial = Partial::create(&dir, b"f", SOURCE).unwrap();
+        rustix::io::write(&partial.file, b"hello").unwrap();
+        assert!(partial.is_kept());
+        partial.sync(false).unwrap();
+        partial.sync(true).unwrap();
+        let mut flush = partial.flush().unwrap();
+        // A pipe cannot be brought to storage.
+        flush.file = std::io::pipe().unwrap().0.into();
+        flush.run();
+        assert!(partial.sync(false).is_err() && partial.sync(true).is_err());
+        drop(partial);
+        assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_take_its_name_can_be_continued() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = base(temp.path());
+        let partial = Partial::create(&dir, b"f", SOURCE).unwrap();
+        rustix::io::write(&partial.file, b"hello").unwrap();
+        std::fs::create_dir(temp.path().join("f")).unwrap();
+        assert!(partial.publish(b"f").is_err());
+        assert!(Partial::resume(&dir, b"f", SOURCE).is_some());
     }
 
     #[test]

@@ -225,7 +225,8 @@ pub enum Message {
     Same { id: u32 },
     /// Sender: the announced file will not come, or not further.
     Abort { id: u32, fault: Fault },
-    /// Sender: something was not announced at all. `skipped`: on purpose (a device, pipe or socket).
+    /// Sender: something was not announced at all. `skipped`: on purpose (a device, pipe or socket). Receiver, before
+    /// `Finished`: a folder that is in place did not get its mode or time.
     Notice {
         skipped: bool,
         path: Vec<u8>,
@@ -248,6 +249,18 @@ pub enum Message {
     Failed { id: u32, fault: Fault },
     /// Receiver: everything is in place and on storage.
     Finished,
+}
+
+impl Message {
+    /// A notice of this path, as much of it as may be sent.
+    pub fn notice(skipped: bool, path: &[u8], fault: Fault) -> Self {
+        let path = path.get(..PATH_MAX).unwrap_or(path).to_vec();
+        Self::Notice {
+            skipped,
+            path,
+            fault,
+        }
+    }
 }
 
 /// Why a frame was refused.

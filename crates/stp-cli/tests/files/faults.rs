@@ -360,6 +360,37 @@ fn what_may_not_be_read_or_written_is_said() {
 }
 
 #[test]
+fn a_folder_that_gets_no_time_at_the_server_is_a_failure() {
+    if !is_root() {
+        skip(
+            "a_folder_that_gets_no_time_at_the_server_is_a_failure",
+            "needs root to become somebody else",
+        );
+        return;
+    }
+    let two = Two::new();
+    fs::create_dir(two.local("src")).unwrap();
+    fs::write(two.local("src/f"), b"f").unwrap();
+    // The folder is there, writable for all, and root's: only root may set its mode and time.
+    fs::create_dir(two.served().join("src")).unwrap();
+    fs::set_permissions(two.served().join("src"), Permissions::from_mode(0o777)).unwrap();
+    let line = line(&two.served());
+    // The server's threads inherit from the client's.
+    let result = std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let nobody = rustix::process::Uid::from_raw(65_534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                cp(&line, TREE, &[&two.local("src"), &"beta:"])
+            })
+            .join()
+            .unwrap()
+    });
+    assert_eq!(result.unwrap_err().code(), 1);
+    assert_eq!(fs::read(two.served().join("src/f")).unwrap(), b"f");
+}
+
+#[test]
 fn messages_name_the_code() {
     // The codes are part of the protocol.
     assert_eq!(

@@ -6,11 +6,13 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
 use stp_cli::files::client::{self, Connector};
 use stp_cli::files::link::{Broken, Channel, MessageReader, MessageWriter};
-use stp_cli::files::wire::{Message, Mtime};
+use stp_cli::files::wire::{self, Code, Fault, Kind, Message, Meta, Mtime};
 
 use crate::support::*;
 
@@ -71,12 +73,26 @@ fn a_client_cannot_leave_the_served_folder() {
 }
 
 /// A server that answers as it likes.
-struct Hostile(Vec<Message>);
+struct Hostile {
+    script: Vec<Message>,
+    /// The last answer comes again and again.
+    endless: bool,
+    connections: AtomicUsize,
+}
+
+fn hostile(script: Vec<Message>) -> Hostile {
+    Hostile {
+        script,
+        endless: false,
+        connections: AtomicUsize::new(0),
+    }
+}
 
 impl Connector for Hostile {
     fn connect(&self, _: &str) -> Result<Channel, Broken> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
         let (ours, theirs) = UnixStream::pair().map_err(Broken::NoConnection)?;
-        let script = self.0.clone();
+        let (script, endless) = (self.script.clone(), self.endless);
         std::thread::spawn(move || {
             let mut reader = MessageReader::new(Box::new(theirs.try_clone().unwrap()));
             let mut writer = MessageWriter::new(Box::new(theirs.try_clone().unwrap()));
@@ -88,9 +104,10 @@ impl Connector for Hostile {
             });
             let _ = writer.flush();
             let _ = reader.message();
-            for message in script {
-                let _ = writer.put(&message);
+            for message in &script {
+                let _ = writer.put(message);
             }
+            while endless && writer.put(script.last().unwrap()).is_ok() {}
             let _ = writer.flush();
             while reader.message().is_ok() {}
         });
@@ -161,7 +178,7 @@ fn a_server_cannot_write_what_was_not_asked_for() {
         let shown = format!("{script:?}");
         let operands: Vec<OsString> = vec!["beta:d".into(), two.local("to").into()];
         assert!(
-            client::copy(&Hostile(script), &operands, TREE).is_err(),
+            client::copy(&hostile(script), &operands, TREE).is_err(),
             "{shown}"
         );
         assert!(
@@ -174,17 +191,105 @@ fn a_server_cannot_write_what_was_not_asked_for() {
             let _ = fs::remove_dir_all(two.local("to/d"));
         }
     }
-    // Without -r a folder is not accepted at all.
-    let operands: Vec<OsString> = vec!["beta:d".into(), two.local("to").into()];
-    assert!(
-        client::copy(
-            &Hostile(vec![Message::Ready, enter(1, b"d")]),
-            &operands,
-            PLAIN
-        )
-        .is_err()
-    );
-    assert!(names(&two.local("to")).is_empty());
+    // Without -r a folder is not accepted at all, and neither is a link, through which the next copy might go elsewhere.
+    for entry in [enter(1, b"d"), link(1, b"d", b"/etc/passwd")] {
+        let operands: Vec<OsString> = vec!["beta:d".into(), two.local("to").into()];
+        let script = vec![Message::Ready, entry, Message::Finish];
+        assert!(client::copy(&hostile(script), &operands, PLAIN).is_err());
+        assert!(names(&two.local("to")).is_empty());
+    }
+}
+
+#[test]
+fn a_transfer_that_is_refused_half_way_does_not_harm_the_next() {
+    let two = Two::new();
+    fs::create_dir(two.local("to")).unwrap();
+    let fault = Fault::new(Code::Other, "no more");
+    let server = hostile(vec![Message::Ready, Message::Error(fault)]);
+    let operands = ["beta:a".into(), "beta:b".into(), two.local("to").into()];
+    client::copy(&server, &operands, PLAIN).unwrap_err();
+    assert_eq!(server.connections.into_inner(), 2);
+}
+
+#[test]
+fn a_listing_without_end_is_given_up() {
+    let meta = Meta {
+        kind: Kind::Link,
+        mode: 0o777,
+        mtime: Mtime::default(),
+        size: 0,
+        target: vec![b'x'; wire::PATH_MAX],
+    };
+    let entry = Message::Entry {
+        name: b"n".to_vec(),
+        meta,
+    };
+    let mut server = hostile(vec![entry]);
+    server.endless = true;
+    let error = client::list(&server, "beta", b"").unwrap_err().to_string();
+    assert!(error.contains("more entries"), "{error}");
+}
+
+/// Takes everything until it is full, then nothing until it is cut.
+#[derive(Default)]
+struct Gate {
+    full: bool,
+    cut: bool,
+}
+
+struct Gated(UnixStream, Arc<(Mutex<Gate>, Condvar)>);
+
+impl Write for Gated {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let (gate, changed) = &*self.1;
+        let gate = changed
+            .wait_while(gate.lock().unwrap(), |gate| gate.full && !gate.cut)
+            .unwrap();
+        if gate.cut {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.0.write(buf)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_peer_that_never_reads_is_cut_all_the_same() {
+    let two = Two::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let gate = Arc::new((Mutex::new(Gate::default()), Condvar::new()));
+    let (cut, is_cut) = mpsc::channel();
+    let cutting = Arc::clone(&gate);
+    line(&two.served()).server.start(Channel {
+        reader: Box::new(theirs.try_clone().unwrap()),
+        writer: Box::new(Gated(theirs, Arc::clone(&gate))),
+        hangup: Arc::new(move || {
+            cutting.0.lock().unwrap().cut = true;
+            cutting.1.notify_all();
+            let _ = cut.send(());
+        }),
+        peer: "alpha:1".into(),
+    });
+    let mut reader = MessageReader::new(Box::new(ours.try_clone().unwrap()));
+    let mut writer = MessageWriter::new(Box::new(ours));
+    let mut say = |message: &Message| {
+        writer.put(message).unwrap();
+        writer.flush().unwrap();
+    };
+    say(&Message::Hello {
+        version_min: wire::VERSION_MIN,
+        version_max: wire::VERSION,
+        features: 0,
+        transfer: [1; 16],
+    });
+    reader.message().unwrap();
+    say(&Message::Put { path: Vec::new() });
+    reader.message().unwrap();
+    gate.0.lock().unwrap().full = true;
+    say(&Message::Leave);
+    is_cut.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
 #[test]
