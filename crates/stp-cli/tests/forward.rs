@@ -85,6 +85,32 @@ fn half_close_and_big_answers() {
 }
 
 #[test]
+fn a_program_of_this_system_answers_and_closes() {
+    let world = World::new();
+    let group = stp::Group::builder(world.volume())
+        .system("alpha")
+        .run_dir(world.folder.path().join("alpha"))
+        .open()
+        .unwrap();
+    let listener = group.listen(80).unwrap();
+    let mut alpha = world.start("alpha", &["forward", "-L", "0:alpha:80"]);
+    let mut client = connect(local_address(&alpha.line("-> alpha:80")));
+    let answer = noise(5_000_000, 11);
+    let expected = answer.clone();
+    let program = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&answer).unwrap();
+    });
+    // A client that is slow and does not end its own half: the program has closed long before the tail is read.
+    let mut got = vec![0; expected.len() - 100_000];
+    client.read_exact(&mut got).unwrap();
+    program.join().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    client.read_to_end(&mut got).unwrap();
+    assert!(got == expected);
+}
+
+#[test]
 fn resets_are_carried_both_ways() {
     let world = World::new();
     let (tell, told) = std::sync::mpsc::channel();

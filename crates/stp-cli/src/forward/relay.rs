@@ -2,7 +2,8 @@
 //!
 //! - Nothing is lost: what was read from one end is written to the other before that end hears of a
 //!   close or of a reset.
-//! - A clean end is passed on as a clean end (half-close), a broken one as a reset, both ways.
+//! - A clean end is passed on as a clean end (half-close), a broken one as a reset, both ways. Who closes both directions
+//!   at once, having said its last and read all that came, has ended cleanly.
 //! - At most one read is kept for an end that does not take it; then its source is not read.
 //! - A step is bounded: [`STEP_BYTES_MAX`] a direction.
 
@@ -22,6 +23,8 @@ pub trait End: AsFd + Send {
     fn write(&self, buf: &[u8]) -> io::Result<usize>;
     /// Says that no more will be written.
     fn finish(&self) -> io::Result<()>;
+    /// Why it broke, if it did and nobody was told yet.
+    fn take_error(&self) -> io::Result<Option<io::Error>>;
     /// Resets it: its peer sees a broken connection, now or when this end is dropped.
     fn abort(&self);
 }
@@ -38,6 +41,10 @@ impl End for TcpStream {
 
     fn finish(&self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        TcpStream::take_error(self)
     }
 
     fn abort(&self) {
@@ -57,6 +64,10 @@ impl End for stp::Stream {
 
     fn finish(&self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        stp::Stream::take_error(self)
     }
 
     fn abort(&self) {
@@ -105,12 +116,20 @@ struct Direction {
     finished: bool,
 }
 
+/// An end that cannot be written to any more. What it still says is carried over, then the pair ends.
+#[derive(Debug)]
+struct Doom {
+    end: usize,
+    error: io::Error,
+    /// Something that was meant for it has not reached it.
+    undelivered: bool,
+}
+
 /// Two ends. Direction 0 goes from end 0 to end 1.
 pub struct Pair {
     ends: [Box<dyn End>; 2],
     directions: [Direction; 2],
-    /// This end cannot be written to any more; what it still says is carried over, then the pair breaks.
-    doomed: Option<(usize, io::Error)>,
+    doomed: Option<Doom>,
 }
 
 impl std::fmt::Debug for Pair {
@@ -151,7 +170,7 @@ impl Pair {
         self.directions[1 - end].writable |= ready.writable || ready.hangup;
         // A hang-up before we said that we are done is the other side's doing: it wants no more.
         if ready.hangup && !self.directions[1 - end].finished {
-            self.doom(end, io::ErrorKind::ConnectionReset.into());
+            self.doom(end, io::ErrorKind::ConnectionReset.into(), false);
         }
     }
 
@@ -164,11 +183,14 @@ impl Pair {
                 Err(error) => return self.broken(error),
             }
         }
-        if let Some((end, _)) = &self.doomed {
-            let direction = &self.directions[*end];
+        if let Some(Doom { end, .. }) = self.doomed {
+            let direction = &self.directions[end];
             let drained = direction.pending.is_empty() && (direction.ended || !direction.readable);
-            if drained && let Some((_, error)) = self.doomed.take() {
-                return self.broken(error);
+            if drained && let Some(doom) = self.doomed.take() {
+                if !self.is_clean(&doom, scratch) {
+                    return self.broken(doom.error);
+                }
+                self.directions[1 - end].finished = true;
             }
         }
         if self.directions.iter().all(|direction| direction.finished) {
@@ -186,7 +208,10 @@ impl Pair {
     fn carry(&mut self, from: usize, scratch: &mut [u8]) -> io::Result<bool> {
         let to = 1 - from;
         let direction = &mut self.directions[from];
-        if self.doomed.as_ref().is_some_and(|(end, _)| *end == to) {
+        if let Some(doom) = &mut self.doomed
+            && doom.end == to
+        {
+            doom.undelivered |= !direction.pending.is_empty();
             direction.pending = Vec::new();
             return Ok(false);
         }
@@ -208,8 +233,10 @@ impl Pair {
                     }
                     Err(error) if again(&error) => {}
                     Err(error) if would_block(&error) => direction.writable = false,
+                    // Nobody is left to carry anything to.
+                    Err(error) if self.doomed.is_some() => return Err(error),
                     Err(error) => {
-                        self.doom(to, error);
+                        self.doom(to, error, true);
                         return Ok(true);
                     }
                 }
@@ -217,7 +244,7 @@ impl Pair {
                 if !direction.finished {
                     direction.finished = true;
                     if let Err(error) = self.ends[to].finish() {
-                        self.doom(to, error);
+                        self.doom(to, error, true);
                         return Ok(true);
                     }
                 }
@@ -245,12 +272,26 @@ impl Pair {
         Ok(true)
     }
 
-    fn doom(&mut self, end: usize, error: io::Error) {
+    fn doom(&mut self, end: usize, error: io::Error, undelivered: bool) {
         // It may have said something that nobody has noticed yet.
         self.directions[end].readable = true;
-        if self.doomed.is_none() {
-            self.doomed = Some((end, error));
-        }
+        self.doomed.get_or_insert(Doom {
+            end,
+            error,
+            undelivered,
+        });
+    }
+
+    /// Whether a doomed end went in order, as a program does that answers and closes: its own direction has ended, and there
+    /// is nothing that it has not taken.
+    fn is_clean(&self, doom: &Doom, scratch: &mut [u8]) -> bool {
+        self.directions[doom.end].finished
+            && !doom.undelivered
+            && matches!(self.ends[doom.end].take_error(), Ok(None))
+            && match self.ends[1 - doom.end].read(scratch) {
+                Ok(n) => n == 0,
+                Err(error) => would_block(&error),
+            }
     }
 
     fn broken(&self, error: io::Error) -> Progress {
@@ -287,8 +328,12 @@ mod tests {
         for stream in [&inner_left, &inner_right] {
             stream.set_nonblocking(true).unwrap();
         }
-        let pump = std::thread::spawn(move || {
-            let mut pair = Pair::new([Box::new(inner_left), Box::new(inner_right)], Vec::new());
+        let pair = Pair::new([Box::new(inner_left), Box::new(inner_right)], Vec::new());
+        (left, right, pump(pair))
+    }
+
+    fn pump(mut pair: Pair) -> std::thread::JoinHandle<Progress> {
+        std::thread::spawn(move || {
             let mut scratch = vec![0; 64 << 10];
             let deadline = std::time::Instant::now() + Duration::from_secs(20);
             while std::time::Instant::now() < deadline {
@@ -320,8 +365,7 @@ mod tests {
                 }
             }
             panic!("it does not end: {pair:?}");
-        });
-        (left, right, pump)
+        })
     }
 
     #[test]
@@ -338,6 +382,66 @@ mod tests {
         left.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, [7; 3_000_000]);
         assert!(matches!(pump.join().unwrap(), Progress::Done));
+    }
+
+    #[test]
+    fn who_closes_both_directions_at_once_ends_in_order() {
+        use std::os::unix::net::UnixStream;
+
+        /// A local stream: its peer's close is a hang-up at once.
+        struct Local(UnixStream);
+        impl AsFd for Local {
+            fn as_fd(&self) -> BorrowedFd<'_> {
+                self.0.as_fd()
+            }
+        }
+        impl End for Local {
+            fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+                (&self.0).read(buf)
+            }
+            fn write(&self, buf: &[u8]) -> io::Result<usize> {
+                (&self.0).write(buf)
+            }
+            fn finish(&self) -> io::Result<()> {
+                self.0.shutdown(Shutdown::Write)
+            }
+            fn take_error(&self) -> io::Result<Option<io::Error>> {
+                self.0.take_error()
+            }
+            fn abort(&self) {}
+        }
+
+        for (reads, length) in [(true, 5_000_000), (true, 0), (false, 0)] {
+            let (mut client, near) = tcp();
+            let (mut program, far) = UnixStream::pair().unwrap();
+            near.set_nonblocking(true).unwrap();
+            far.set_nonblocking(true).unwrap();
+            let pump = pump(Pair::new(
+                [Box::new(near), Box::new(Local(far))],
+                Vec::new(),
+            ));
+            client.write_all(b"question").unwrap();
+            let program = std::thread::spawn(move || {
+                if reads {
+                    program.read_exact(&mut [0; 8]).unwrap();
+                }
+                while !reads && rustix::io::ioctl_fionread(&program).unwrap() < 8 {
+                    std::thread::yield_now();
+                }
+                program.write_all(&vec![7; length]).unwrap();
+            });
+            let mut answer = Vec::new();
+            let read = client.read_to_end(&mut answer);
+            program.join().unwrap();
+            let end = pump.join().unwrap();
+            if reads {
+                assert!(matches!(end, Progress::Done), "{end:?}");
+                assert_eq!(read.unwrap(), length);
+            } else {
+                assert!(matches!(end, Progress::Broken(_)), "{end:?}");
+                read.unwrap_err();
+            }
+        }
     }
 
     #[test]
