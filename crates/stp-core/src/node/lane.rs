@@ -6,7 +6,7 @@
 
 use super::traffic::FILL_TURN;
 use super::*;
-use crate::sender::Outgoing;
+use crate::sender::{Asks, Outgoing};
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 
 /// Streams for which room is left, if so many wait.
@@ -44,6 +44,9 @@ impl Node {
         let bytes = &bytes[..bytes.len().min(room)];
         let builder = outgoing.builder(&mut self.pool);
         let count = builder.append_data(stream.key, stream.sent, bytes);
+        if count > 0 {
+            outgoing.ask(Asks::Perhaps);
+        }
         stream.sent += count as u64;
         self.counters.sent_bytes += count as u64;
         count
