@@ -2,6 +2,7 @@
 //!
 //! - Rows are taken when a socket first needs the volume and freed when it ends.
 //! - Written lazily: all units that changed, as one run, at most once per interval.
+//! - A unit is never written over its newest good copy: one that is torn or fails leaves that one.
 
 use crate::event::StreamId;
 use crate::time::Time;
@@ -28,7 +29,7 @@ pub(crate) struct Table {
     free: Vec<u32>,
     /// Per unit: changed since it was last written.
     dirty: Vec<bool>,
-    /// Per unit: its version and the copy that holds it.
+    /// Per unit: its version and the copy that holds the last one that was written.
     versions: Vec<(u64, u8)>,
     pub(crate) writing: Option<u64>,
     due: Time,
@@ -79,19 +80,20 @@ impl Table {
         (self.writing.is_none() && self.dirty.contains(&true)).then_some(self.due)
     }
 
-    /// Begins a write: a run of units from the first changed one on, all to one copy. The run's first
-    /// unit, copy, and the version of each unit. Clean units in between are written along.
+    /// Begins a write: a run of units from the first changed one on, all to the copy that is the older one of each.
+    /// The run's first unit, copy, and the version of each unit. Clean units in between are written along.
     pub(crate) fn begin(&mut self, op: u64, now: Time) -> Option<(usize, u8, Vec<u64>)> {
         let first = self.dirty.iter().position(|d| *d)?;
-        let copy = 1 - self.versions[first].1;
+        let held_by = self.versions[first].1;
         let end = (first + TABLE_RUN_UNITS).min(self.dirty.len());
+        let alike = self.versions[first..end].iter();
+        let end = first + alike.take_while(|(_, held)| *held == held_by).count();
         let last = (first..end).rev().find(|unit| self.dirty[*unit])?;
         let versions = (first..=last)
             .map(|unit| {
                 self.dirty[unit] = false;
-                let (version, held_by) = &mut self.versions[unit];
+                let (version, _) = &mut self.versions[unit];
                 *version += 1;
-                *held_by = copy;
                 *version
             })
             .collect();
@@ -101,7 +103,7 @@ impl Table {
         if self.dirty[last..].contains(&true) {
             self.due = now;
         }
-        Some((first, copy, versions))
+        Some((first, 1 - held_by, versions))
     }
 
     /// The write has ended; a failed run is written again.
@@ -109,6 +111,50 @@ impl Table {
         self.writing = None;
         if !good {
             self.dirty[first..first + units].fill(true);
+            return;
         }
+        for (_, held_by) in &mut self.versions[first..first + units] {
+            *held_by = 1 - *held_by;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNITS: usize = 4;
+
+    fn write(table: &mut Table, good: bool) -> (usize, u8, usize) {
+        let (first, copy, versions) = table.begin(1, Time::ZERO).unwrap();
+        table.handle_written(first, versions.len(), good);
+        (first, copy, versions.len())
+    }
+
+    #[test]
+    fn the_newest_good_copy_is_never_written_over() {
+        let mut table = Table::new(UNITS * SCBS_PER_UNIT);
+        let place = |unit: usize| (unit * SCBS_PER_UNIT) as u32;
+        table.touch(place(1));
+        assert_eq!(write(&mut table, true), (1, 0, 1));
+        // Unit 1 stands in copy 0 now, its neighbours do not.
+        table.touch(place(0));
+        table.touch(place(1));
+        table.touch(place(2));
+        assert_eq!(write(&mut table, true), (0, 0, 1));
+        assert_eq!(write(&mut table, true), (1, 1, 1));
+        assert_eq!(write(&mut table, true), (2, 0, 1));
+        assert_eq!(table.due(), None);
+    }
+
+    #[test]
+    fn a_failed_write_is_tried_again_on_the_same_copy() {
+        let mut table = Table::new(UNITS * SCBS_PER_UNIT);
+        table.touch(0);
+        assert_eq!(write(&mut table, false), (0, 0, 1));
+        assert_eq!(write(&mut table, false), (0, 0, 1));
+        assert_eq!(write(&mut table, true), (0, 0, 1));
+        table.touch(0);
+        assert_eq!(write(&mut table, true), (0, 1, 1));
     }
 }
