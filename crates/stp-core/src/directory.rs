@@ -18,6 +18,10 @@ const STEP_MAX: Duration = Duration::from_millis(1500);
 /// Looks after which a record that no node of this version writes is told: what is torn is whole by then.
 const ODD_LOOKS: u32 = 100;
 
+/// Looks after which the own seat, which holds a record of another volume, is lost with its volume: a read that went
+/// astray brings one once.
+const FOREIGN_LOOKS: u32 = 5;
+
 /// Incarnations further apart than this are not taken for lives of one seat on a peer's word.
 const LIVES_MAX: u64 = 1 << 32;
 
@@ -101,9 +105,20 @@ pub(crate) struct Directory {
     odd: Vec<u32>,
     /// What was found of such, to be told.
     pub(crate) oddities: Vec<(SeatId, &'static str)>,
+    /// Looks in a row in which the own seat held another volume's record.
+    foreign: u32,
     /// Time during which this node could have heard its peers.
     watch: Duration,
     read_at: Option<Time>,
+}
+
+/// Why the own seat is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// This incarnation sits in it.
+    Seat(Incarnation),
+    /// A node of another volume sits in it: what stood here was formatted anew.
+    Volume,
 }
 
 /// Whether a peer's word of an incarnation shows that it came after `than`. No seat has so many lives that it
@@ -123,6 +138,7 @@ impl Directory {
             seen: alloc::vec![[None; 2]; seats],
             odd: alloc::vec![0; seats],
             oddities: Vec::new(),
+            foreign: 0,
             watch: Duration::ZERO,
             read_at: None,
         }
@@ -140,8 +156,7 @@ impl Directory {
     }
 
     /// Takes a read of the first seats' records in. `healthy` says that this node's own writes
-    /// succeed. Puts each seat of which something is new into `changes`; answers the highest
-    /// incarnation that shows that the own seat is another's.
+    /// succeed. Puts each seat of which something is new into `changes`; answers to whom the own seat was lost.
     pub(crate) fn handle_read(
         &mut self,
         now: Time,
@@ -149,7 +164,7 @@ impl Directory {
         healthy: bool,
         own: &Own,
         changes: &mut Vec<(SeatId, Change)>,
-    ) -> Option<Incarnation> {
+    ) -> Option<Lost> {
         let step = now
             .since(self.read_at.replace(now).unwrap_or(now))
             .min(STEP_MAX);
@@ -158,6 +173,7 @@ impl Directory {
         }
         let record_bytes = usize::from(self.geometry.record_units) * UNIT_BYTES;
         let mut fenced_by = None;
+        let foreign_before = self.foreign;
         for (index, pair) in bytes.chunks_exact(2 * record_bytes).enumerate() {
             let seat = SeatId(index as u16);
             for (copy, bytes) in pair.chunks_exact(record_bytes).enumerate() {
@@ -187,7 +203,13 @@ impl Directory {
                 changes.push((seat, Change::State));
             }
         }
-        fenced_by.max(self.word_of_peers(own.incarnation))
+        if self.foreign == foreign_before {
+            self.foreign = 0;
+        } else if self.foreign >= FOREIGN_LOOKS {
+            return Some(Lost::Volume);
+        }
+        let by = fenced_by.max(self.word_of_peers(own.incarnation))?;
+        Some(Lost::Seat(by))
     }
 
     /// A successor that peers have seen in the own seat: what stood there may have been overwritten by this
@@ -218,7 +240,10 @@ impl Directory {
         };
         let what = match damage {
             Damage::Version(_) => "a seat record of another format version: update one of the two",
-            Damage::Volume(_) => "a seat record of another volume",
+            Damage::Volume(_) => {
+                self.foreign += u32::from(seat == self.own);
+                "a seat record of another volume"
+            }
             Damage::Field(_) | Damage::Name(..) | Damage::Features(_) => {
                 "a seat record with impossible values"
             }

@@ -58,6 +58,8 @@ pub enum Event {
     NameTwice(SeatId),
     /// Another incarnation sits in this seat: the node must stop at once.
     Fenced(Incarnation),
+    /// A node of another volume sits in this seat, because the volume was formatted anew: the node must stop at once.
+    Reformatted,
     /// The node's own writes have not succeeded for a while; it judges nobody.
     StorageStalled(Option<i32>),
     /// The node's own writes succeed again.

@@ -165,6 +165,7 @@ fn a_stream_wanders_and_every_byte_arrives_once_both_ways() {
                 read_errors: 3,
                 lost_writes: 3,
                 partial_writes: 3,
+                ..Faults::default()
             };
         }
         let length = 3_000_000;
@@ -696,6 +697,18 @@ fn a_stranger_cannot_adopt() {
                 ..good.clone()
             };
             assert_eq!(node.adopt(now, adoption), Err(ConnectError::SystemDead));
+        });
+        // What the far node may send the taker must hold.
+        let greedy = Adoption {
+            stream: Stillness {
+                credit: good.stream.received + (1 << 40),
+                ..good.stream.clone()
+            },
+            ..good.clone()
+        };
+        world.act(TAKER, |node, now| {
+            let refused = Err(ConnectError::Reset(ResetReason::Protocol));
+            assert_eq!(node.adopt(now, greedy), refused);
         });
         let new = adopt(&mut world, GIVER, id, TAKER, good);
         world.run_until("it has moved", |world| world.app(TAKER, new).connected);

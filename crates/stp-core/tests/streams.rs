@@ -5,7 +5,8 @@ mod world;
 
 use std::time::Duration;
 use stp_core::*;
-use world::{App, Faults, World, pattern};
+use stp_format::{Place, SeatRecord, UNIT_BYTES, VolumeId};
+use world::{App, Faults, VOLUME, World, pattern};
 
 /// As long as a segment of these worlds can be.
 const SEGMENT_BYTES: usize = 256 << 10;
@@ -167,6 +168,7 @@ fn a_storage_that_errs_and_loses_writes_delays_and_does_not_harm() {
             read_errors: 5,
             lost_writes: 3,
             partial_writes: 5,
+            ..Faults::default()
         };
         let ids: Vec<_> = (0..10)
             .map(|n| world.connect(0, "beta", 7000, sender(seed + n, 200_000)))
@@ -571,4 +573,65 @@ fn a_dead_namesake_is_no_second_host_of_that_name() {
             .iter()
             .any(|event| matches!(event, Event::NameTwice(_)))
     );
+}
+
+/// What a node wrote before it died is handed over, however long reading it takes.
+#[test]
+fn a_killed_nodes_last_segment_is_read_although_reading_takes_longer_than_looking() {
+    for seed in SEEDS {
+        let mut world = two(seed);
+        let mut app = sender(seed, 1000);
+        app.finish = false;
+        let id = world.connect(0, "beta", 7000, app);
+        world.run_until("the echo is here", |world| {
+            world.app(0, id).received.len() == 1000
+        });
+        world.faults.long_reads = 20_000_000;
+        let last = pattern(seed + 100, 100_000);
+        let app = world.app_mut(0, id);
+        let said = [app.expected.take().unwrap(), last.clone()].concat();
+        app.expected = Some(said);
+        let there = *world.hosts[1].apps.keys().next().unwrap();
+        // Alpha sees the new life and the segment at the same look.
+        world.hosts[0].frozen = true;
+        world.app_mut(1, there).to_send.extend_from_slice(&last);
+        world.act(1, |node, _| node.readable(there));
+        world.run_for(Duration::from_millis(50));
+        assert_eq!(world.app(1, there).sent, 101_000, "one segment");
+        world.kill(1);
+        world.start(1);
+        world.run_until("beta lives again", |world| world.hosts[1].node.is_some());
+        world.run_for(Duration::from_secs(2));
+        world.hosts[0].frozen = false;
+        world.run_until("it is reset", |world| world.app(0, id).reset.is_some());
+        assert_eq!(world.app(0, id).received.len(), 101_000);
+    }
+}
+
+#[test]
+fn a_node_under_which_the_volume_was_formatted_anew_stops() {
+    let mut world = two(5);
+    let id = world.connect(0, "beta", 7000, App::default());
+    world.run_until("it is open", |world| world.app(0, id).connected);
+    let seat = world.hosts[0].node.as_ref().unwrap().seat();
+    // What a node of the new volume writes into the same seat.
+    let geometry = world.geometry;
+    let place = Place::Seat { seat, copy: 0 };
+    let units = usize::from(geometry.record_units);
+    let at = geometry.offset(place, units).unwrap() as usize;
+    let here = at..at + units * UNIT_BYTES;
+    let mut record =
+        SeatRecord::decode(&world.store[here.clone()], VOLUME, &geometry, seat).unwrap();
+    record.volume = VolumeId([10; 16]);
+    let foreign = record.encode(&geometry);
+    world.store[here.clone()].copy_from_slice(foreign.bytes());
+    // Once may be a read that went astray; this one stays until it is written over.
+    world.run_for(Duration::from_millis(30));
+    assert!(!world.hosts[0].events.contains(&Event::Reformatted));
+    for _ in 0..100 {
+        world.store[here.clone()].copy_from_slice(foreign.bytes());
+        world.run_for(Duration::from_millis(20));
+    }
+    assert!(world.hosts[0].events.contains(&Event::Reformatted));
+    assert_eq!(world.app(0, id).reset, Some(ResetReason::Fenced));
 }

@@ -301,6 +301,35 @@ fn not_even_force_formats_under_a_live_node() {
         assert!(matches!(error, VolumeError::InUse { seat: found, .. } if found == seat));
         assert_eq!(report.unwrap().findings, []);
     });
+    // Nor where its superblock is gone: then the records tell.
+    let blank = stp_format::UnitBuf::zeroed(1);
+    for copy in 0..2 {
+        dir.spoil(&superblock, Place::Superblock { copy }, 0, blank.bytes());
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for version in 1_000_000.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                write_record(&mut node, &record(&superblock, 1, version));
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        });
+        let error = format(&dir.spec(), &forced());
+        stop.store(true, Ordering::Relaxed);
+        let error = error.unwrap_err();
+        assert!(matches!(error, VolumeError::Moving { .. }), "{error}");
+    });
+    for copy in [1, 0] {
+        dir.spoil(
+            &superblock,
+            Place::Superblock { copy },
+            0,
+            superblock.encode().bytes(),
+        );
+    }
     // A dead one is in nobody's way.
     let seats = open(&dir.spec()).unwrap().watch().unwrap();
     assert_eq!(seats[1].1, Liveness::Silent);

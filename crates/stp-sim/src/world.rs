@@ -524,6 +524,9 @@ impl World {
                         let again = self.restart_after();
                         self.end_life(node, again);
                     }
+                    Some(Over::Reformatted) => {
+                        self.find(format!("node {node} takes the volume for another"));
+                    }
                     Some(Over::Fenced) => {
                         self.disk.lock().figures.fenced += 1;
                         self.say(|| format!("node {node} is fenced"));

@@ -8,8 +8,8 @@ use crate::stream::{Moving, Phase as StreamPhase, SendEnd, Stream};
 use stp_format::segment::{StreamKey, decode_segment, peek_segment};
 use stp_format::{Frame, FrameBody};
 
-/// Looks that must find nothing before a dead peer's link counts as read to its end: the first may have
-/// begun before the death was known.
+/// Looks for the next segment that must find nothing before a dead peer's link counts as read to its end: the first
+/// may have begun before the death was known.
 const ENDING_MISSES: u32 = 2;
 
 /// This part of what all peers share is out of one peer's reach, so that none takes everything.
@@ -47,6 +47,8 @@ impl Node {
             }
             return;
         };
+        // A read that failed, a look behind the next segment and one that began before it came say nothing of its end.
+        let at_end = buf.is_some() && seq == incoming.taken().next();
         let bulk = link.outgoing.as_ref().is_some_and(|out| out.is_bulk());
         let timings = &self.config.timings;
         let (look, back) = incoming.handle_read(now, seq, buf, &expected, timings, bulk);
@@ -55,7 +57,7 @@ impl Node {
         }
         if look == Look::Nothing {
             self.counters.polls_empty += 1;
-            if let Some(ending) = &mut link.ending {
+            if let Some(ending) = link.ending.as_mut().filter(|_| at_end) {
                 ending.misses += 1;
                 if ending.misses >= ENDING_MISSES {
                     let reason = ending.reason;

@@ -48,6 +48,9 @@ pub struct Stillness {
 /// Bytes of a stream in one direction that no stream reaches.
 const POSITION_MAX: u64 = 1 << 62;
 
+/// More than this no giver has allowed the far node to send ahead of its program's reading: the taker must hold it.
+const CREDIT_MAX: u64 = 64 << 20;
+
 /// A stream that comes to this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adoption {
@@ -157,7 +160,9 @@ impl Node {
         let seat = still.seat;
         let unread = still.undelivered.len() as u64;
         // The giver is another engine, perhaps a broken one: positions leave room for sums of them.
-        let beyond = still.sent.max(still.credit) > POSITION_MAX;
+        let beyond = still.sent.max(still.credit) > POSITION_MAX
+            || still.credit.saturating_sub(still.received) > CREDIT_MAX
+            || unread > CREDIT_MAX;
         if seat == self.seat || still.received < unread || still.credit < still.received || beyond {
             return Err(ConnectError::Reset(ResetReason::Protocol));
         }

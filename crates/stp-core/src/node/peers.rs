@@ -1,8 +1,10 @@
 //! Following the seat directory: who appears, falls silent, leaves, comes back; sessions begin and end.
 
 use super::*;
+use crate::directory::Lost;
 use crate::link::Ending;
 use crate::receiver::Incoming;
+
 use stp_format::Incarnation;
 
 /// How long what a dead peer had published is still read.
@@ -65,15 +67,15 @@ impl Node {
             nonce: self.config.nonce,
             record_version: self.own.record_version,
         };
-        let fenced_by = self
+        let lost = self
             .directory
             .handle_read(now, buf.bytes(), healthy, &own, &mut changes);
         self.pool.give_back(buf);
         for (seat, what) in core::mem::take(&mut self.directory.oddities) {
             self.events.push_back(Event::PeerBroken(seat, what));
         }
-        if let Some(by) = fenced_by {
-            self.fence(now, by);
+        if let Some(lost) = lost {
+            self.fence(now, lost);
             return;
         }
         if changes.is_empty() {
@@ -85,14 +87,17 @@ impl Node {
         self.resolve(now);
     }
 
-    /// Another incarnation sits here: every stream is over, and nothing is written any more.
-    fn fence(&mut self, now: Time, by: Incarnation) {
+    /// Another node sits here: every stream is over, and nothing is written any more.
+    fn fence(&mut self, now: Time, lost: Lost) {
         for seat in 0..self.links.len() {
             self.end_streams(now, SeatId(seat as u16), ResetReason::Fenced);
         }
         self.fail_resolving(ConnectError::Stopped);
         self.phase = Phase::Fenced;
-        self.events.push_back(Event::Fenced(by));
+        self.events.push_back(match lost {
+            Lost::Seat(by) => Event::Fenced(by),
+            Lost::Volume => Event::Reformatted,
+        });
     }
 
     fn follow(&mut self, now: Time, seat: SeatId, change: Change) {

@@ -47,6 +47,8 @@ pub struct Faults {
     pub lost_writes: u64,
     /// Writes that happen only in part, with an error.
     pub partial_writes: u64,
+    /// So many nanoseconds more for each read of more than one unit of a slot.
+    pub long_reads: u64,
 }
 
 /// A program at one end of a stream.
@@ -211,10 +213,14 @@ impl World {
         match io.action {
             IoAction::Read(buf) => {
                 let fault = self.rng.chance(self.faults.read_errors);
+                let longer = match io.place {
+                    Place::Slot { .. } if buf.units() > 1 => self.faults.long_reads,
+                    _ => 0,
+                };
                 let read = Some((io.place, buf));
                 self.schedule(
                     host,
-                    base,
+                    base + longer,
                     Pending::Done {
                         op: io.id,
                         read,

@@ -66,6 +66,8 @@ pub enum Over {
     Left,
     /// Its seat belongs to another node.
     Fenced,
+    /// The volume was formatted anew.
+    Reformatted,
 }
 
 /// One stream of a program of this host.
@@ -676,13 +678,16 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 frames,
                 "a node's frames do not fit their streams: those were reset"
             ),
-            Event::Fenced(_) => {
-                self.reset_all(ResetReason::Fenced);
-                self.phase = Phase::Over(Over::Fenced);
-            }
+            Event::Fenced(_) => self.lose_seat(Over::Fenced),
+            Event::Reformatted => self.lose_seat(Over::Reformatted),
             Event::Left => self.phase = Phase::Over(Over::Left),
             event => tracing::debug!(volume = %self.label, ?event, "a peer changed"),
         }
+    }
+
+    fn lose_seat(&mut self, over: Over) {
+        self.reset_all(ResetReason::Fenced);
+        self.phase = Phase::Over(over);
     }
 
     /// All streams, in an order that depends on nothing but them: equal runs stay equal.

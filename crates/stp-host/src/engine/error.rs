@@ -21,6 +21,11 @@ pub enum Stopped {
         /// The seat that was lost.
         seat: SeatId,
     },
+    /// The volume was formatted anew while the engine stood still.
+    Reformatted {
+        /// The volume.
+        volume: String,
+    },
     /// Its thread failed.
     Panicked(String),
     /// The kernel refused what it cannot do without.
@@ -36,6 +41,10 @@ impl fmt::Display for Stopped {
             Self::Fenced { volume, seat } => write!(
                 f,
                 "{volume}: another node has taken seat {seat}, this engine has stopped: open the group again"
+            ),
+            Self::Reformatted { volume } => write!(
+                f,
+                "{volume}: was formatted anew while this engine stood still, it has stopped: open the group again"
             ),
             Self::Panicked(what) => write!(
                 f,

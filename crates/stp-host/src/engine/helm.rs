@@ -115,6 +115,9 @@ impl Core {
                     volume: shared.volume.label.clone(),
                     seat: shared.seat,
                 },
+                Over::Reformatted => Stopped::Reformatted {
+                    volume: shared.volume.label.clone(),
+                },
             }),
             more: step.more,
             wake_at: step.wake_at,

@@ -91,6 +91,11 @@ pub enum VolumeError {
         /// Its system, if its record can be read.
         system: Option<Box<SystemName>>,
     },
+    /// Format: no superblock can be read, but a seat record changes: a node is at work.
+    Moving {
+        /// Which volume.
+        spec: VolumeSpec,
+    },
     /// Format: the size or the number of seats cannot be.
     Geometry {
         /// Which volume.
@@ -170,6 +175,7 @@ impl VolumeError {
             | Self::GroupExists { spec, .. }
             | Self::Occupied { spec, .. }
             | Self::InUse { spec, .. }
+            | Self::Moving { spec }
             | Self::Geometry { spec, .. }
             | Self::DeviceTooSmall { spec, .. }
             | Self::NoDevice { spec }
@@ -258,6 +264,10 @@ impl fmt::Display for VolumeError {
                 }
                 f.write_str(": end it first; --force does not format under a live node")
             }
+            Self::Moving { .. } => f.write_str(
+                "a node is at work on it, although no superblock of this version can be read: end every engine on every host first; \
+                 --force does not format under a live node",
+            ),
             Self::Geometry { source, .. } => {
                 write!(f, "{source}: choose another --size or number of --seats")
             }

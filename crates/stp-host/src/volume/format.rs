@@ -11,18 +11,26 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
+use stp_format::geometry::{SEATS_MAX, SEATS_MIN};
 use stp_format::{
-    Features, Geometry, GroupName, Place, SeatId, Superblock, UNIT_BYTES, UnitBuf, VolumeId,
+    Features, Geometry, GroupName, Place, SeatId, SeatRecord, Superblock, UNIT_BYTES, UnitBuf,
+    VolumeId,
 };
 use stp_medium::signature::{self, Found};
 use stp_medium::{Access, IoChoice, Kind, Medium, OpenError, SeatLock, VolumeSpec};
 
 use super::transfer::Blocking;
 use super::{Liveness, Volume, VolumeError};
+
+/// Numbers of seats, of which the highest that fits is looked through for a volume that cannot be read.
+const SEAT_COUNTS: [u16; 6] = [SEATS_MAX, 64, 32, 16, 8, SEATS_MIN];
+
+/// What changes of a seat record while its node lives.
+type Beat = (stp_format::Incarnation, u64, u64);
 
 /// Size of a new file unless another is asked for.
 pub const SIZE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -155,14 +163,17 @@ impl Job<'_> {
                     group: volume.ok().map(|volume| volume.superblock.group.into()),
                 });
             }
-            if let Ok(volume) = volume {
-                self.refuse_if_in_use(volume)?;
+            match volume {
+                Ok(volume) => self.refuse_if_in_use(volume)?,
+                Err(_) => self.refuse_if_moving(bytes)?,
             }
         } else if !found.is_empty() && !self.options.force {
             return Err(VolumeError::Occupied {
                 spec: self.spec.clone(),
                 found,
             });
+        } else {
+            self.refuse_if_moving(bytes)?;
         }
         if !given {
             if bytes < geometry.size_bytes {
@@ -199,6 +210,40 @@ impl Job<'_> {
             Some((view, _)) => Err(self.in_use(view.seat, view.record)),
             None => Ok(()),
         }
+    }
+
+    /// The same where no superblock tells where the seats are: they begin at the same place in every version.
+    fn refuse_if_moving(&self, bytes: u64) -> Result<(), VolumeError> {
+        let widest = SEAT_COUNTS
+            .into_iter()
+            .find_map(|seats| Geometry::plan(bytes, seats).ok());
+        let Some(geometry) = widest else {
+            return Ok(());
+        };
+        let options = stp_medium::OpenOptions {
+            access: Access::ReadWrite,
+            io: IoChoice::from_env(),
+        };
+        let mut medium = stp_medium::open(self.spec, &options)?;
+        medium.set_geometry(geometry);
+        for seat in (0..SEATS_MAX).map(SeatId) {
+            if let Ok(SeatLock::Busy) = medium.lock_seat(seat) {
+                return Err(self.in_use(seat, None));
+            }
+        }
+        let mut look = || {
+            beats(&mut *medium, &geometry).map_err(|source| self.io("looking for nodes", source))
+        };
+        let first = look()?;
+        let until = Instant::now() + super::read::WATCH_MAX;
+        while first.iter().any(Option::is_some) && Instant::now() < until {
+            std::thread::sleep(super::read::WATCH_PAUSE);
+            if look()? != first {
+                let spec = self.spec.clone();
+                return Err(VolumeError::Moving { spec });
+            }
+        }
+        Ok(())
     }
 
     fn in_use(&self, seat: SeatId, record: Option<stp_format::SeatRecord>) -> VolumeError {
@@ -276,6 +321,20 @@ impl Job<'_> {
             source,
         }
     }
+}
+
+/// What each unit of the directory shows, as far as seat records begin there.
+fn beats(medium: &mut dyn Medium, geometry: &Geometry) -> io::Result<Vec<Option<Beat>>> {
+    let mut blocking = Blocking::new(medium);
+    let mut beats = Vec::new();
+    for seat in (0..geometry.seats).map(SeatId) {
+        for copy in 0..2 {
+            let place = Place::Seat { seat, copy };
+            let record = blocking.read(place, geometry.record_units.into())?;
+            beats.extend(record.bytes().chunks(UNIT_BYTES).map(SeatRecord::peek));
+        }
+    }
+    Ok(beats)
 }
 
 /// Lays an empty volume down on a medium that is big enough.

@@ -14,9 +14,9 @@ use super::transfer::Blocking;
 use super::{REREAD_PAUSE, Volume, VolumeError};
 
 /// Longest time that [`Volume::watch`] looks.
-const WATCH_MAX: Duration = Duration::from_secs(5);
+pub(super) const WATCH_MAX: Duration = Duration::from_secs(5);
 /// Pause between two looks.
-const WATCH_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const WATCH_PAUSE: Duration = Duration::from_millis(50);
 
 /// One seat as it stands in the directory.
 #[derive(Clone, Debug)]
