@@ -39,10 +39,12 @@ const LIVED: Duration = Duration::from_secs(10);
 
 /// The volume as other processes find it, wherever they are.
 pub(super) fn absolute(spec: &VolumeSpec) -> OsString {
-    let prefix = spec.named_kind().map_or("", |kind| kind.prefix());
-    let path = std::path::absolute(spec.path()).unwrap_or_else(|_| spec.path().to_owned());
-    let mut text = OsString::from(prefix);
-    text.push(path);
+    let mut text = OsString::new();
+    if let Some(kind) = spec.named_kind() {
+        text.push(kind.prefix());
+        text.push(":");
+    }
+    text.push(std::path::absolute(spec.path()).unwrap_or_else(|_| spec.path().to_owned()));
     text
 }
 
@@ -230,4 +232,24 @@ fn is_own(kind: &str, theirs: &OwnedFd) -> bool {
         return false;
     };
     (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_means_the_same_to_a_process_elsewhere() {
+        for text in ["mem:/dev/shm/v", "file:/x/v", "block:/dev/sda", "/x/v"] {
+            let spec: VolumeSpec = text.parse().unwrap();
+            assert_eq!(absolute(&spec), text);
+            assert_eq!(VolumeSpec::from(Path::new(&absolute(&spec))), spec);
+        }
+        let here = std::env::current_dir().unwrap();
+        let spec = "mem:v".parse().unwrap();
+        assert_eq!(
+            absolute(&spec).to_str().unwrap(),
+            format!("mem:{}/v", here.display())
+        );
+    }
 }
