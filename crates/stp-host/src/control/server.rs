@@ -63,6 +63,8 @@ pub struct Server {
 struct Shared {
     calls: Arc<dyn Calls>,
     system: SystemName,
+    /// Where its programs listen; `None`: wherever they say.
+    dir: Option<SystemDir>,
     /// Calls that wait are made on threads of their own.
     apart: bool,
     stopping: AtomicBool,
@@ -94,11 +96,12 @@ impl Clients {
 }
 
 impl Shared {
-    fn new(calls: Arc<dyn Calls>, system: SystemName, apart: bool) -> Arc<Self> {
+    fn new(calls: Arc<dyn Calls>, system: SystemName, dir: Option<SystemDir>) -> Arc<Self> {
         Arc::new(Self {
             calls,
             system,
-            apart,
+            apart: dir.is_some(),
+            dir,
             stopping: AtomicBool::new(false),
             clients: Mutex::default(),
         })
@@ -146,7 +149,7 @@ impl Server {
         shared_as_its_folder(&path)?;
         listen(&socket, BACKLOG)?;
         let listener = Arc::new(socket);
-        let shared = Shared::new(calls, *dir.system(), true);
+        let shared = Shared::new(calls, *dir.system(), Some(dir.clone()));
         let admission = Admission::of_programs(dir.sharing());
         let accepting = thread::Builder::new()
             .name("stp-control".to_owned())
@@ -228,7 +231,7 @@ pub struct Session {
 impl Session {
     /// Serves the program at the other end of `socket`.
     pub fn new(calls: Arc<dyn Calls>, system: SystemName, socket: OwnedFd) -> io::Result<Self> {
-        let shared = Shared::new(calls, system, false);
+        let shared = Shared::new(calls, system, None);
         Ok(Self {
             client: Client::enter(&shared, socket)?,
             receiver: Receiver::default(),
@@ -517,6 +520,17 @@ impl Client {
     }
 
     fn listen(&self, port: u16, path: PathBuf, raw: bool) -> Answer {
+        // The engine connects there as its own user, whoever the program is.
+        let theirs = self.shared.dir.as_ref().map(|dir| dir.port_socket(port));
+        if theirs.is_some_and(|theirs| theirs != path) {
+            let text = format!(
+                "{} is not where port {port} of system {} listens: use the run directory by the path that its engine has",
+                path.display(),
+                self.shared.system
+            );
+            let error = io::Error::new(io::ErrorKind::PermissionDenied, text);
+            return Answer::failed(&error);
+        }
         let owns = |clients: &mut Clients| {
             let owners = clients.ports.entry(port).or_default();
             owners.insert(self.number)

@@ -118,6 +118,13 @@ struct Place {
     _root: tempfile::TempDir,
 }
 
+impl Place {
+    fn listen(&self, client: &Client, port: u16) {
+        let path = self.dir.port_socket(port);
+        client.listen(port, &path, false).unwrap();
+    }
+}
+
 fn place() -> Place {
     let root = tempfile::tempdir().unwrap();
     let dir = RunDir::open(&root.path().join("run"))
@@ -141,11 +148,11 @@ fn every_call_arrives_and_is_answered() {
     assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
 
     let client = Client::connect(&place.dir).unwrap().unwrap();
-    client
-        .listen(7000, Path::new("/x/7000.sock"), true)
-        .unwrap();
-    assert!(engine.noted("listen 7000 /x/7000.sock true"));
-    let taken = client.listen(13, Path::new("/x"), false).unwrap_err();
+    let path = place.dir.port_socket(7000);
+    client.listen(7000, &path, true).unwrap();
+    assert!(engine.noted(&format!("listen 7000 {} true", path.display())));
+    let path = place.dir.port_socket(13);
+    let taken = client.listen(13, &path, false).unwrap_err();
     assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     assert!(taken.to_string().contains("port 13"), "{taken}");
 
@@ -179,6 +186,28 @@ fn every_call_arrives_and_is_answered() {
     assert!(!place.dir.engine_socket().exists());
 }
 
+/// The engine connects as its own user, which a program of its group is not.
+#[test]
+fn a_program_listens_at_its_ports_own_place_only() {
+    let place = place();
+    let engine = Arc::new(Pretender::default());
+    let _server = Server::start(&place.dir, engine.clone()).unwrap();
+    let client = Client::connect(&place.dir).unwrap().unwrap();
+    let ports = place.dir.path().join("ports");
+    for path in [
+        place.dir.engine_socket(),
+        place.dir.port_socket(7001),
+        ports.join("../ports/7000.sock"),
+        ports.join("../../../elsewhere/7000.sock"),
+    ] {
+        let error = client.listen(7000, &path, false).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{path:?}");
+        assert!(error.to_string().contains("port 7000"), "{error}");
+    }
+    assert!(engine.log.lock().unwrap().is_empty());
+    place.listen(&client, 7000);
+}
+
 #[test]
 fn a_call_that_waits_delays_neither_its_own_program_nor_another() {
     let place = place();
@@ -206,9 +235,9 @@ fn a_program_that_goes_takes_its_ports_along_but_not_its_successors() {
     let server = Server::start(&place.dir, engine.clone()).unwrap();
     let first = Client::connect(&place.dir).unwrap().unwrap();
     let second = Client::connect(&place.dir).unwrap().unwrap();
-    first.listen(1000, Path::new("/x"), false).unwrap();
-    first.listen(1001, Path::new("/x"), false).unwrap();
-    second.listen(1001, Path::new("/y"), false).unwrap();
+    place.listen(&first, 1000);
+    place.listen(&first, 1001);
+    place.listen(&second, 1001);
     drop(first);
     engine.wait_noted("unlisten 1000");
     while server.clients() > 1 {
@@ -224,8 +253,8 @@ fn a_port_that_a_forked_child_uses_too_stays_until_both_are_gone() {
     let server = Server::start(&place.dir, engine.clone()).unwrap();
     let parent = Client::connect(&place.dir).unwrap().unwrap();
     let child = Client::connect(&place.dir).unwrap().unwrap();
-    parent.listen(1000, Path::new("/x"), false).unwrap();
-    child.listen(1000, Path::new("/x"), false).unwrap();
+    place.listen(&parent, 1000);
+    place.listen(&child, 1000);
     drop(child);
     while server.clients() > 1 {
         std::thread::sleep(Duration::from_millis(5));
@@ -241,7 +270,7 @@ fn when_the_engine_goes_calls_fail_and_when_it_is_back_ports_are_published_again
     let engine = Arc::new(Pretender::default());
     let server = Server::start(&place.dir, engine.clone()).unwrap();
     let client = Client::connect(&place.dir).unwrap().unwrap();
-    client.listen(1000, Path::new("/x"), false).unwrap();
+    place.listen(&client, 1000);
     let beta: SystemName = "beta".parse().unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| client.connect(&beta, 1, pair().1, false, None));
@@ -260,7 +289,8 @@ fn when_the_engine_goes_calls_fail_and_when_it_is_back_ports_are_published_again
 
     let successor = Arc::new(Pretender::default());
     let _server = Server::start(&place.dir, successor.clone()).unwrap();
-    successor.wait_noted("listen 1000 /x false");
+    let path = place.dir.port_socket(1000);
+    successor.wait_noted(&format!("listen 1000 {} false", path.display()));
     let start = Instant::now();
     while client.verdict(StreamToken(1)) != Verdict::Clean {
         assert!(start.elapsed() < HANG);

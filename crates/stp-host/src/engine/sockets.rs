@@ -229,7 +229,7 @@ impl HostSockets {
             Ok(named) => named,
             Err(error) => return Delivery::Failed(error),
         };
-        let connected = SocketPath::new(listener)
+        let connected = SocketPath::unfollowed(listener)
             .and_then(|path| Ok(rustix::net::connect(&fd, path.address())?));
         match connected.map_err(|error| (Errno::from_io_error(&error), error)) {
             Ok(()) => Delivery::Done(HostSocket::from(fd), token),

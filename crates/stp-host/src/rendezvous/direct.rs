@@ -212,7 +212,8 @@ pub fn try_connect(dir: &SystemDir, port: u16, from: u16) -> io::Result<Joined> 
         }
         taken => taken?,
     };
-    rustix::net::connect(&socket, SocketPath::new(&dir.port_socket(port))?.address())?;
+    let target = SocketPath::unfollowed(&dir.port_socket(port))?;
+    rustix::net::connect(&socket, target.address())?;
     let marks = join(socket.as_fd())?;
     Ok(Joined {
         socket,

@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 
 /// The longest path that a socket address holds itself.
@@ -17,7 +18,8 @@ const PATH_BYTES_MAX: usize = 107;
 #[derive(Debug)]
 pub struct SocketPath {
     address: SocketAddrUnix,
-    _directory: Option<OwnedFd>,
+    /// What the address leads through.
+    _open: Option<OwnedFd>,
 }
 
 impl SocketPath {
@@ -26,7 +28,7 @@ impl SocketPath {
         if path.as_os_str().len() <= PATH_BYTES_MAX {
             return Ok(Self {
                 address: SocketAddrUnix::new(path)?,
-                _directory: None,
+                _open: None,
             });
         }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -42,7 +44,22 @@ impl SocketPath {
             .join(name);
         Ok(Self {
             address: SocketAddrUnix::new(&short)?,
-            _directory: Some(directory),
+            _open: Some(directory),
+        })
+    }
+
+    /// The address of the socket that lies at `path` itself: another user's symbolic link there is not followed.
+    /// `ConnectionRefused` if something else lies there.
+    pub fn unfollowed(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let socket = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&socket)?.st_mode) != FileType::Socket {
+            return Err(Errno::CONNREFUSED.into());
+        }
+        let short = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        Ok(Self {
+            address: SocketAddrUnix::new(short)?,
+            _open: Some(socket),
         })
     }
 
@@ -69,9 +86,15 @@ mod tests {
             };
             let server = socket();
             bind(&server, SocketPath::new(&path).unwrap().address()).unwrap();
-            listen(&server, 1).unwrap();
+            listen(&server, 8).unwrap();
             connect(socket(), SocketPath::new(&path).unwrap().address()).unwrap();
             assert!(path.exists());
+            connect(socket(), SocketPath::unfollowed(&path).unwrap().address()).unwrap();
+            let link = path.with_extension("link");
+            std::os::unix::fs::symlink(&path, &link).unwrap();
+            connect(socket(), SocketPath::new(&link).unwrap().address()).unwrap();
+            let error = SocketPath::unfollowed(&link).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         }
     }
 }
