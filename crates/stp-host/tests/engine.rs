@@ -14,8 +14,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use stp_core::ResetReason;
-use stp_format::{Geometry, Place, SeatId, SeatRecord};
+use stp_format::{Geometry, Place, SeatId, SeatRecord, Superblock};
 use stp_host::control::{Calls, ConnectFailure};
 use stp_host::engine::{Ending, EngineConfig, start, start_shared};
 use stp_host::rendezvous::RunDir;
@@ -549,10 +550,15 @@ fn a_node_whose_seat_was_taken_stops_and_says_so() {
     );
 }
 
-/// The same over a real file, by io_uring where the kernel has it and by threads.
-#[test]
-fn a_file_carries_what_memory_carries() {
-    for io in [IoChoice::Auto, IoChoice::Threads] {
+/// A file as volume, and hosts on it.
+struct FileWorld {
+    root: tempfile::TempDir,
+    spec: VolumeSpec,
+    superblock: Superblock,
+}
+
+impl FileWorld {
+    fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("volume");
         let spec: VolumeSpec = path.to_str().unwrap().parse().unwrap();
@@ -563,23 +569,55 @@ fn a_file_carries_what_memory_carries() {
             force: false,
         };
         let superblock = format(&spec, &options).unwrap().superblock;
-        let host = |name: &str| {
-            let options = OpenOptions {
-                access: Access::ReadWrite,
-                io,
-            };
-            let mut medium = stp_medium::open(&spec, &options).unwrap();
-            medium.set_geometry(superblock.geometry);
-            let run = RunDir::open(&root.path().join(name)).unwrap();
-            let dir = run.system(superblock.volume, &system(name)).unwrap();
-            let host = run.host_id().unwrap();
-            let config = EngineConfig::new(medium, "file", superblock, dir.clone(), host);
-            Host {
-                engine: start(config).unwrap(),
-                dir,
+        Self {
+            root,
+            spec,
+            superblock,
+        }
+    }
+
+    fn medium(&self, io: IoChoice) -> Box<dyn Medium> {
+        let access = Access::ReadWrite;
+        let mut medium = stp_medium::open(&self.spec, &OpenOptions { access, io }).unwrap();
+        medium.set_geometry(self.superblock.geometry);
+        medium
+    }
+
+    fn host(&self, name: &str, io: IoChoice) -> Host {
+        let run = RunDir::open(&self.root.path().join(name)).unwrap();
+        let dir = run.system(self.superblock.volume, &system(name)).unwrap();
+        let host = run.host_id().unwrap();
+        let medium = self.medium(io);
+        let config = EngineConfig::new(medium, "file", self.superblock, dir.clone(), host);
+        Host {
+            engine: start(config).unwrap(),
+            dir,
+        }
+    }
+
+    /// What a child that is forked now has open of it: the same open files.
+    fn forked_files(&self) -> Vec<OwnedFd> {
+        let own = rustix::process::getpid();
+        let own = rustix::process::pidfd_open(own, PidfdFlags::empty()).unwrap();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
+            let path = entry.unwrap().path();
+            if std::fs::read_link(&path).is_ok_and(|to| to.starts_with(self.root.path())) {
+                let number = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+                let flags = PidfdGetfdFlags::empty();
+                found.push(rustix::process::pidfd_getfd(&own, number, flags).unwrap());
             }
-        };
-        let (alpha, beta) = (host("alpha"), host("beta"));
+        }
+        found
+    }
+}
+
+/// The same over a real file, by io_uring where the kernel has it and by threads.
+#[test]
+fn a_file_carries_what_memory_carries() {
+    for io in [IoChoice::Auto, IoChoice::Threads] {
+        let world = FileWorld::new();
+        let (alpha, beta) = (world.host("alpha", io), world.host("beta", io));
         let listener = beta.listen(PORT, false);
         let client = alpha.connect("beta", PORT);
         let (server, _) = beta.accept(&listener);
@@ -598,6 +636,27 @@ fn a_file_carries_what_memory_carries() {
         });
         assert_eq!(client.wait_ending(), Ending::Clean);
         assert_eq!(server.wait_ending(), Ending::Clean);
+    }
+}
+
+/// A program that embeds an engine forks a child that lives on, and leaves: the seat is not the child's.
+#[test]
+fn a_forked_child_does_not_keep_the_seat() {
+    for io in [IoChoice::Auto, IoChoice::Threads] {
+        let world = FileWorld::new();
+        let alpha = world.host("alpha", io);
+        let seat = alpha.engine.seat();
+        let is_locked = || {
+            let host = alpha.dir.lock_seat(seat.0).unwrap().is_none();
+            let lock = world.medium(io).lock_seat(seat).unwrap();
+            (host, lock == SeatLock::Busy)
+        };
+        let has_locks = world.medium(io).lock_seat(SeatId(3)).unwrap() == SeatLock::Held;
+        let childs = world.forked_files();
+        assert!(childs.len() >= 2, "{childs:?}");
+        assert_eq!(is_locked(), (true, has_locks));
+        alpha.engine.leave();
+        assert_eq!(is_locked(), (false, false));
     }
 }
 

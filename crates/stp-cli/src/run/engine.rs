@@ -154,7 +154,7 @@ pub(crate) fn detach(global: &Global, dir: &SystemDir) -> Result<(), CliError> {
     // Its own group: what the terminal sends to the program is not for it.
     command
         .arg("--keep")
-        .stdin(lock.into_file())
+        .stdin(lock.into_file().map_or_else(Stdio::null, Stdio::from))
         .process_group(0);
     command
         .spawn()

@@ -377,6 +377,13 @@ impl Node {
         self.ops.len()
     }
 
+    /// Whether one of them writes into its seat.
+    pub fn is_writing(&self) -> bool {
+        let reads =
+            |purpose: &Purpose| matches!(purpose, Purpose::Directory | Purpose::Slot { .. });
+        self.ops.iter().any(|(_, purpose)| !reads(purpose))
+    }
+
     /// Whether bytes that arrived are to be handed over.
     pub fn has_deliveries(&self) -> bool {
         !self.deliver.is_empty()

@@ -80,6 +80,17 @@ pub(super) struct Core {
     pub(super) _lock: FileLock,
 }
 
+impl Drop for Core {
+    /// A process forked meanwhile has the volume open as well, and would keep the seat's lock there.
+    fn drop(&mut self) {
+        let node = self.driver.node();
+        if !node.is_writing() {
+            let seat = node.seat();
+            self.driver.medium_mut().unlock_seat(seat);
+        }
+    }
+}
+
 /// What a turn left to be done.
 struct Turn {
     stopped: Option<Stopped>,

@@ -23,9 +23,10 @@ use rustix::net::{
 use rustix::time::{ClockId, clock_gettime};
 use stp_format::ProcessName;
 
+use super::files::shared_as_its_folder;
 use super::path::SocketPath;
 use super::ports::is_held;
-use super::run_dir::{SystemDir, shared_as_its_folder};
+use super::run_dir::SystemDir;
 
 /// How long one side may keep the other waiting within an exchange.
 const ANSWER_MAX: Duration = Duration::from_secs(2);

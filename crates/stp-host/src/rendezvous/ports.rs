@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
+use super::files::shared_as_its_folder;
 use super::path::SocketPath;
-use super::run_dir::{SystemDir, shared_as_its_folder};
+use super::run_dir::SystemDir;
 
 /// The ports that are given out when none is named.
 pub const EPHEMERAL_PORTS: RangeInclusive<u16> = 32768..=60999;

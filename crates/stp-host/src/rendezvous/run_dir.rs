@@ -1,21 +1,24 @@
 //! The run directory, its owner, its locks, and a system's place in it.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use stp_format::{SystemName, VolumeId};
 
+use super::files::{
+    PRIVATE, Put, SHARED, look_at, open_log, put_file, random_hex, read_file, share_file,
+    share_folder,
+};
+use super::lock::FileLock;
 use super::ports::is_held;
 
-/// How often, and how far apart, a lock is tried that others may only look at.
-const LOOKS_MAX: u32 = 20;
-const LOOK: Duration = Duration::from_millis(5);
+/// Identifies the host.
+const HOST_ID: &str = "host-id";
 /// How often a `host-id` that is not yet whole is read again.
 const HOST_ID_TRIES_MAX: u32 = 50;
 
@@ -48,6 +51,8 @@ pub enum RunDirError {
     },
     /// It is no directory.
     NotADirectory(PathBuf),
+    /// It is to be shared, and holds what is not of a run directory.
+    HoldsOther(PathBuf),
     /// It cannot be made or read.
     Io {
         /// What was tried.
@@ -84,6 +89,11 @@ impl fmt::Display for RunDirError {
                 "run directory {} is no directory: remove it, or name another with --run-dir or STP_RUN_DIR",
                 path.display()
             ),
+            Self::HoldsOther(path) => write!(
+                f,
+                "{} is not shared with a group: it holds other things than a run directory's; name an empty directory with --run-dir or STP_RUN_DIR",
+                path.display()
+            ),
             Self::Io { what, path, source } => write!(
                 f,
                 "run directory: cannot {what} {}: {source}; name another with --run-dir or STP_RUN_DIR",
@@ -114,6 +124,7 @@ impl From<RunDirError> for io::Error {
             | RunDirError::WrongMode { .. }
             | RunDirError::NotInGroup { .. } => io::ErrorKind::PermissionDenied,
             RunDirError::NotADirectory(_) => io::ErrorKind::NotADirectory,
+            RunDirError::HoldsOther(_) => io::ErrorKind::DirectoryNotEmpty,
             RunDirError::Io { source, .. } => source.kind(),
             RunDirError::BadHostId(_) => io::ErrorKind::InvalidData,
         };
@@ -135,11 +146,6 @@ pub struct Sharing {
     pub group: Option<u32>,
 }
 
-/// Permission bits of a directory that one user has alone, and of one that is shared with its group. What is made
-/// in a shared one belongs to the same group.
-const PRIVATE: u32 = 0o700;
-const SHARED: u32 = 0o2770;
-
 /// Makes `path` as a private directory, or one shared as its parent is, unless it is one, and checks who may use it.
 fn own_dir(path: &Path, parent: Option<Sharing>) -> Result<Sharing, RunDirError> {
     let mut builder = DirBuilder::new();
@@ -157,7 +163,9 @@ fn own_dir(path: &Path, parent: Option<Sharing>) -> Result<Sharing, RunDirError>
     };
     let group = parent.and_then(|parent| parent.group);
     if let (true, Some(group)) = (made, group) {
-        share(path, group).map_err(failed("share", path))?;
+        look_at(path)
+            .and_then(|made| share_folder(&made, group))
+            .map_err(failed("share", path))?;
     }
     let found = fs::symlink_metadata(path).map_err(failed("read", path))?;
     // A symbolic link is followed once, for the owner's own arrangement; what it leads to is judged.
@@ -209,23 +217,27 @@ fn in_group(group: u32) -> bool {
             .is_ok_and(|groups| groups.iter().any(|found| found.as_raw() == group))
 }
 
-/// Gives a directory of ours to a group as well.
-fn share(path: &Path, group: u32) -> io::Result<()> {
-    std::os::unix::fs::chown(path, None, Some(group))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(SHARED))
-}
+/// Whether a directory's name is one that the layout gives.
+type IsOurs = fn(&OsStr) -> bool;
 
-/// A file or socket that was just made: in a shared directory, the group may use it too.
-pub(crate) fn shared_as_its_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().map(fs::metadata).transpose()?;
-    if folder.is_none_or(|folder| folder.mode() & 0o7777 != SHARED) {
-        return Ok(());
-    }
-    // One that another member of the group has made is shared already, and only its owner may say so.
-    if fs::symlink_metadata(path)?.mode() & 0o777 == 0o660 {
-        return Ok(());
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+/// The directories below a run directory, floor by floor: a volume's, a system's, a system's rooms.
+const LAYOUT: [IsOurs; 3] = [
+    |name| {
+        let bytes = name.as_bytes();
+        bytes.len() == VOLUME_DIGITS && bytes.iter().all(u8::is_ascii_hexdigit)
+    },
+    |name| {
+        name.to_str()
+            .is_some_and(|name| name.parse::<SystemName>().is_ok())
+    },
+    |name| ROOMS.iter().any(|room| name == *room),
+];
+const VOLUME_DIGITS: usize = 16;
+const ROOMS: [&str; 3] = ["ports", "seats", "gifts"];
+
+fn names_in(folder: &Path) -> io::Result<Vec<OsString>> {
+    let entries = fs::read_dir(folder)?;
+    entries.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// A checked run directory.
@@ -285,25 +297,36 @@ impl RunDir {
         Ok(opened)
     }
 
-    /// Shares it, and everything in it, with a group that this user is in. Only its owner can.
+    /// Shares it, and everything in it, with a group that this user is in. Only its owner can. Refused for a directory
+    /// that holds anything else: what is not STP's is nobody's to share by accident.
     pub fn share(&mut self, group: u32) -> Result<(), RunDirError> {
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
-            share(&folder, group).map_err(failed("share", &folder))?;
-            for entry in fs::read_dir(&folder).map_err(failed("read", &folder))? {
-                let path = entry.map_err(failed("read", &folder))?.path();
-                let found = fs::symlink_metadata(&path).map_err(failed("read", &path))?;
-                if found.is_dir() {
-                    folders.push(path);
-                } else if !found.is_symlink() && found.uid() == self.sharing.owner {
-                    // What a member of the group has made is the group's already.
-                    std::os::unix::fs::chown(&path, None, Some(group))
-                        .and_then(|()| shared_as_its_folder(&path))
-                        .map_err(failed("share", &path))?;
+        let found = names_in(&self.path).map_err(failed("read", &self.path))?;
+        let [is_volume, ..] = LAYOUT;
+        if !found.iter().any(|name| name == HOST_ID) && !found.iter().all(|name| is_volume(name)) {
+            return Err(RunDirError::HoldsOther(self.path.clone()));
+        }
+        self.share_all(&self.path, &LAYOUT, group)?;
+        self.sharing.group = Some(group);
+        Ok(())
+    }
+
+    fn share_all(&self, folder: &Path, layout: &[IsOurs], group: u32) -> Result<(), RunDirError> {
+        look_at(folder)
+            .and_then(|found| share_folder(&found, group))
+            .map_err(failed("share", folder))?;
+        for name in names_in(folder).map_err(failed("read", folder))? {
+            let path = folder.join(&name);
+            match layout.split_first() {
+                Some((is_ours, within)) if is_ours(&name) => {
+                    self.share_all(&path, within, group)?
+                }
+                // Only a system's place holds more than the layout says.
+                Some((_, within)) if !within.is_empty() && name != HOST_ID => {}
+                _ => {
+                    share_file(&path, self.sharing.owner, group).map_err(failed("share", &path))?
                 }
             }
         }
-        self.sharing.group = Some(group);
         Ok(())
     }
 
@@ -319,9 +342,9 @@ impl RunDir {
 
     /// The host's identity: random, made at the first call on this host, the same ever after.
     pub fn host_id(&self) -> Result<[u8; 16], RunDirError> {
-        let path = self.path.join("host-id");
+        let path = self.path.join(HOST_ID);
         for _ in 0..HOST_ID_TRIES_MAX {
-            match fs::read_to_string(&path) {
+            match read_file(&path) {
                 Ok(text) => {
                     return parse_host_id(text.trim_end()).ok_or(RunDirError::BadHostId(path));
                 }
@@ -332,37 +355,17 @@ impl RunDir {
         Err(RunDirError::BadHostId(path))
     }
 
-    /// Writes the whole file under a name of its own and links it into place: whoever comes first wins.
     fn make_host_id(&self, path: &Path) -> Result<(), RunDirError> {
-        let mut random = [0; 24];
-        getrandom::fill(&mut random)
-            .map_err(|e| failed("draw a host id for", path)(io::Error::other(e)))?;
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let temp = self.path.join(format!(".host-id-{}", hex(&random[16..])));
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temp)
-            .and_then(|mut file| {
-                writeln!(file, "{}", hex(&random[..16]))?;
-                file.sync_all()
-            })
-            .and_then(|()| shared_as_its_folder(&temp))
-            .and_then(|()| match fs::hard_link(&temp, path) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                linked => linked,
-            });
-        let _ = fs::remove_file(&temp);
-        written.map_err(failed("make", path))
+        let id = random_hex().map_err(failed("draw a host id for", path))?;
+        put_file(path, &format!("{id}\n"), Put::First).map_err(failed("make", path))
     }
 
     /// The place of `system` of the volume `volume`; made if it is missing.
     pub fn system(&self, volume: VolumeId, system: &SystemName) -> Result<SystemDir, RunDirError> {
         let id = volume.to_string();
-        let group = self.path.join(&id[..16]);
+        let group = self.path.join(&id[..VOLUME_DIGITS]);
         let path = group.join(system.as_str());
-        let rooms = ["ports", "seats", "gifts"].map(|room| path.join(room));
+        let rooms = ROOMS.map(|room| path.join(room));
         for directory in [&group, &path].into_iter().chain(&rooms) {
             own_dir(directory, Some(self.sharing))?;
         }
@@ -450,9 +453,8 @@ impl SystemDir {
     /// Opens that log to write at its end.
     pub fn open_engine_log(&self) -> io::Result<File> {
         let path = self.engine_log();
-        let opened = new_file().append(true).create(true).open(&path);
-        let made = opened.and_then(|file| shared_as_its_folder(&path).map(|()| file));
-        made.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        let opened = open_log(&path);
+        opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
     }
 
     /// What engines leave for the next one.
@@ -462,15 +464,7 @@ impl SystemDir {
 
     /// Replaces such a note, as a whole.
     pub(crate) fn leave_note(&self, name: &str, text: &str) -> io::Result<()> {
-        let (path, new) = (self.note(name), self.note(&format!("{name}.new")));
-        let mut file = new_file()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&new)?;
-        file.write_all(text.as_bytes())?;
-        shared_as_its_folder(&new)?;
-        fs::rename(&new, &path)
+        put_file(&self.note(name), text, Put::Anew)
     }
 
     /// The lock of the one shared engine, for that engine; `None` if one runs.
@@ -506,83 +500,9 @@ impl SystemDir {
         FileLock::try_take(&self.path.join("seats").join(format!("{seat}.lock")))
     }
 
-    /// The lock around every change of `ports/`. Held for a few system calls only; waits.
+    /// The lock around every change of `ports/`. Held for a few system calls only; waits for it.
     pub(super) fn lock_ports(&self) -> io::Result<FileLock> {
         FileLock::take(&self.path.join("ports").join("lock"))
-    }
-}
-
-/// For a file that is its maker's alone.
-fn new_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-/// A lock on a file that the kernel gives back when its holder is gone. The file itself stays.
-#[derive(Debug)]
-pub struct FileLock {
-    file: File,
-}
-
-impl FileLock {
-    fn open(path: &Path) -> io::Result<File> {
-        let open = |new: bool| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(new)
-                .mode(0o600)
-                .open(path)
-        };
-        let opened = match open(false) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => match open(true) {
-                Ok(file) => shared_as_its_folder(path).map(|()| file),
-                // Somebody else was first.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open(false),
-                made => made,
-            },
-            found => found,
-        };
-        opened.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
-    }
-
-    /// Takes the lock at `path`; waits for it.
-    pub fn take(path: &Path) -> io::Result<Self> {
-        let file = Self::open(path)?;
-        loop {
-            match flock(&file, FlockOperation::LockExclusive) {
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-                Ok(()) => return Ok(Self { file }),
-            }
-        }
-    }
-
-    /// Takes the lock at `path`; `None` if another holds it.
-    pub fn try_take(path: &Path) -> io::Result<Option<Self>> {
-        let file = Self::open(path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e.into()),
-            Ok(()) => Ok(Some(Self { file })),
-        }
-    }
-
-    /// The same for whoever means to keep it: one that only looks whether it is held has it for a moment, too.
-    fn try_keep(path: &Path) -> io::Result<Option<Self>> {
-        for _ in 0..LOOKS_MAX {
-            if let Some(lock) = Self::try_take(path)? {
-                return Ok(Some(lock));
-            }
-            std::thread::sleep(LOOK);
-        }
-        Self::try_take(path)
-    }
-
-    /// The file, which holds the lock as long as any process has it open.
-    pub fn into_file(self) -> File {
-        self.file
     }
 }
 
@@ -620,6 +540,73 @@ mod tests {
         }
         let error = RunDir::open(&path).unwrap_err();
         assert!(error.to_string().contains("another user"), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_a_run_directorys_is_shared() {
+        let root = tempfile::tempdir().unwrap();
+        let group = rustix::process::getegid().as_raw();
+        let home = root.path().join("home");
+        let mut run = RunDir::open(&home).unwrap();
+        fs::write(home.join("diary"), "").unwrap();
+        let error = run.share(group).unwrap_err();
+        assert!(matches!(error, RunDirError::HoldsOther(_)), "{error}");
+        fs::remove_file(home.join("diary")).unwrap();
+        run.host_id().unwrap();
+        let dir = run
+            .system(VolumeId([7; 16]), &"alpha".parse().unwrap())
+            .unwrap();
+        let (secret, letter) = (root.path().join("secret"), home.join("letter"));
+        fs::create_dir(home.join("private")).unwrap();
+        for path in [&secret, &letter] {
+            fs::write(path, "").unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        std::os::unix::fs::symlink(&secret, dir.path().join("engine.log")).unwrap();
+        fs::hard_link(&secret, dir.path().join("run.key")).unwrap();
+        run.share(group).unwrap();
+        let mode = |path: &Path| fs::symlink_metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!((mode(&home), mode(dir.path())), (SHARED, SHARED));
+        assert_eq!(mode(&dir.path().join("ports")), SHARED);
+        assert_eq!(mode(&home.join("host-id")), 0o660);
+        assert_eq!((mode(&secret), mode(&letter)), (0o600, 0o600));
+        assert_ne!(mode(&home.join("private")), SHARED);
+    }
+
+    /// A member of the group may put what he likes where an engine of the directory's owner makes its files.
+    #[test]
+    fn nothing_that_a_link_leads_to_is_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let group = rustix::process::getegid().as_raw();
+        let mut run = RunDir::open(&root.path().join("run")).unwrap();
+        run.share(group).unwrap();
+        let dir = run
+            .system(VolumeId([7; 16]), &"alpha".parse().unwrap())
+            .unwrap();
+        let precious = root.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        fs::set_permissions(&precious, fs::Permissions::from_mode(0o600)).unwrap();
+        let unharmed = || {
+            let mode = fs::metadata(&precious).unwrap().mode() & 0o777;
+            (fs::read_to_string(&precious).unwrap(), mode) == ("precious".to_owned(), 0o600)
+        };
+        for name in ["note", "note.new", "engine.log", "engine.lock", "host-id"] {
+            let _ = fs::remove_file(dir.path().join(name));
+            std::os::unix::fs::symlink(&precious, dir.path().join(name)).unwrap();
+        }
+        dir.leave_note("note", "for the next one").unwrap();
+        assert_eq!(read_file(&dir.note("note")).unwrap(), "for the next one");
+        let error = dir.open_engine_log().unwrap_err();
+        assert!(error.to_string().contains("engine.log"), "{error}");
+        dir.lock_engine().unwrap_err();
+        read_file(&dir.path().join("host-id")).unwrap_err();
+        fs::remove_file(dir.engine_log()).unwrap();
+        fs::hard_link(&precious, dir.engine_log()).unwrap();
+        let error = dir.open_engine_log().unwrap_err();
+        assert!(error.to_string().contains("remove it"), "{error}");
+        assert!(unharmed());
+        fs::remove_file(dir.engine_log()).unwrap();
+        dir.open_engine_log().unwrap();
     }
 
     #[test]

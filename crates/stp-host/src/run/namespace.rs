@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use super::sys;
-use crate::rendezvous::SystemDir;
+use crate::rendezvous::{SystemDir, read_file};
 
 /// Which namespace it was, for the next engine.
 const NOTE: &str = "run.namespace";
@@ -54,7 +54,7 @@ pub fn ensure(dir: &SystemDir) -> io::Result<bool> {
 
 /// Goes where the engine before this one was, if a process still lives there.
 fn enter_earlier(dir: &SystemDir) -> bool {
-    let Ok(noted) = fs::read_to_string(dir.note(NOTE)) else {
+    let Ok(noted) = read_file(&dir.note(NOTE)) else {
         return false;
     };
     let Ok(processes) = fs::read_dir("/proc") else {

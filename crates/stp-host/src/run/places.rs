@@ -5,12 +5,11 @@
 //! - They are written down, so that the next engine publishes what still listens.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
 use crate::engine::Place;
-use crate::rendezvous::{PortSocket, SystemDir};
+use crate::rendezvous::{PortSocket, SystemDir, read_file};
 
 /// Places of one port.
 pub(super) const PLACES_MAX: usize = 16;
@@ -105,7 +104,7 @@ impl Places {
 
     /// What an engine before this one wrote down.
     pub(super) fn left_behind(&self) -> Vec<Place> {
-        let text = fs::read_to_string(self.dir.note(LISTENERS)).unwrap_or_default();
+        let text = read_file(&self.dir.note(LISTENERS)).unwrap_or_default();
         text.lines().filter_map(parse).collect()
     }
 
@@ -168,7 +167,7 @@ mod tests {
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         assert_eq!((places.ports(), places.of(7000).len()), (0, 0));
         drop(library);
-        fs::write(
+        std::fs::write(
             dir.path().join("run.listeners"),
             "x\n1.2.3.4:0 0\n[::]:5 1\n",
         )

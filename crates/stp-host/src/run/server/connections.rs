@@ -30,6 +30,10 @@ impl Room {
             Err(error) => {
                 let errno = match error.kind() {
                     io::ErrorKind::AddrInUse => libc::EADDRINUSE,
+                    io::ErrorKind::ResourceBusy => {
+                        tracing::warn!(port, %error, "a port cannot be taken");
+                        libc::EBUSY
+                    }
                     _ => error.raw_os_error().unwrap_or(libc::ENOBUFS),
                 };
                 return Some(Answer::failed(errno, error));
