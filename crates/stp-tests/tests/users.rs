@@ -456,6 +456,7 @@ fn unmodified_programs_of_a_group_share_an_engine() {
     let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
     let key = find(&shared, "run.key").unwrap();
     let key = std::fs::read_to_string(key).unwrap();
+    let key = key.lines().next().unwrap();
     let ask = "
 import socket, struct, sys
 for name in sys.argv[2:]:
@@ -488,8 +489,30 @@ for name in sys.argv[2:]:
         strangers.lines().all(|line| line == "100 13"),
         "{strangers}"
     );
-    assert!(ask(OWNER, key.trim()).contains("102 "));
+    assert!(ask(OWNER, key).contains("102 "));
     drop(engine);
+
+    // The name was everybody's to see. Who takes it now hears no key, and stands in nobody's way.
+    let way = find(&shared, "run.key").unwrap();
+    let way = || std::fs::read_to_string(&way).unwrap();
+    let number = |text: &str| text.lines().nth(1).unwrap().to_owned();
+    let taken = number(&way());
+    let squat = "
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+s.bind('\\0stp/run/' + sys.argv[1])
+s.listen(8)
+print('ready', flush=True)
+while True:
+    print(len(s.accept()[0].recv(99)), flush=True)
+";
+    let mut squatter = Command::new("setpriv");
+    squatter.args(["--reuid=61003", "--regid=61003", "--clear-groups", "--"]);
+    squatter.args(["/usr/bin/python3", "-c", squat, &taken]);
+    let squatter = squatter.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut squatter = Ended(squatter.spawn().unwrap());
+    let mut heard = BufReader::new(squatter.0.stdout.take().unwrap()).lines();
+    assert_eq!(heard.next().unwrap().unwrap(), "ready");
 
     // Without an engine a member starts none: the volume is not his to write. He is told so, and stands in nobody's way.
     chmod(&world.volume(), 0o640);
@@ -508,13 +531,20 @@ for name in sys.argv[2:]:
             .output()
             .unwrap(),
     );
+    assert_ne!(number(&way()), taken);
+    drop(squatter);
+    let heard: Vec<String> = heard.map_while(Result::ok).collect();
+    assert!(
+        !heard.is_empty() && heard.iter().all(|line| line == "0"),
+        "{heard:?}"
+    );
     drop(engine);
 
     // Its owner takes it back: what a member has kept of it opens nothing any more.
     chmod(&shared, 0o700);
     let _engine = world.engine(&shared, &[]);
     let now = std::fs::read_to_string(find(&shared, "run.key").unwrap()).unwrap();
-    assert_ne!(now, key);
+    assert!(!now.contains(key));
     for path in all(&shared) {
         let wanted = if path.is_dir() { 0o700 } else { 0o600 };
         let found = std::fs::symlink_metadata(&path).unwrap();
@@ -742,7 +772,8 @@ fn logs_hold_neither_payload_nor_keys() {
         .into_iter()
         .filter_map(|dir| find(dir, "run.key"))
     {
-        secrets.push(std::fs::read_to_string(key).unwrap().trim().to_owned());
+        let key = std::fs::read_to_string(key).unwrap();
+        secrets.push(key.lines().next().unwrap().to_owned());
     }
     assert!(secrets.iter().all(|secret| secret.len() > 8));
     assert_eq!(found(&logs, &secrets), None);

@@ -118,6 +118,7 @@ pub fn run(global: &Global, args: &Args) -> Result<(), CliError> {
         .env(env::RUN_VOLUME_ID, volume_id.to_string())
         .env(env::RUN_SOCKET, OsString::from_vec(way.variable()))
         .env(env::RUN_KEY, way.key().to_hex())
+        .env(env::RUN_USERS, way.users())
         .env(env::RUN_MAP, map.join(","))
         .env(env::RUN_VERSION, RELEASE)
         .env("LD_PRELOAD", library::with_others(&library));

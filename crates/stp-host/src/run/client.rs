@@ -4,6 +4,7 @@
 //! - No call allocates (but [`Client::systems`]), starts a thread or leaves a descriptor open; every descriptor is made with
 //!   close-on-exec and closed by the system call itself.
 //! - Every call ends: an engine that does not answer within [`ANSWER_WAIT`] is reported as silent.
+//! - The key is told to the engine's user only: anybody can listen at an abstract name that is free.
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use rustix::net::{
 use stp_format::SystemName;
 
 use super::fd::Fd;
+use super::sys;
 use super::wire::{
     Answer, Connecting, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Outcome, Peer, Request,
     SystemEntry, Text, WIRE_VERSION,
@@ -29,7 +31,7 @@ use super::wire::{
 use crate::address::SystemNumber;
 
 /// How long an engine may take for an answer, beyond what it was asked to wait.
-pub const ANSWER_WAIT: Duration = Duration::from_secs(10);
+pub const ANSWER_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// What a socket address holds besides the leading zero of an abstract name.
 const PATH_BYTES_MAX: usize = 107;
@@ -39,6 +41,9 @@ const SYSTEMS_TOTAL_MAX: usize = 4096;
 
 /// What keeps a process from asking at all.
 const OWN_LIMITS: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+
+/// Who has the engine's name is somebody else.
+const STRANGER: i32 = libc::EACCES;
 
 /// Why a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +82,9 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoEngine(STRANGER) => f.write_str(
+                "no engine answers, another user's process has its name: `stp run` starts one anew, which takes another",
+            ),
             Self::NoEngine(errno) => write!(
                 f,
                 "no engine answers ({}): it has ended; `stp run` starts one anew, `stp engine` another",
@@ -134,6 +142,59 @@ impl Name {
     }
 }
 
+/// Whose an engine may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Users {
+    /// Who owns the run directory.
+    pub(super) owner: u32,
+    /// Who was told of the way first, and may have started the engine.
+    pub(super) own: u32,
+    /// The user namespace in which these numbers mean them.
+    pub(super) namespace: u64,
+}
+
+impl Users {
+    /// For this process.
+    pub(super) fn new(owner: u32) -> Self {
+        Self {
+            owner,
+            own: rustix::process::geteuid().as_raw(),
+            namespace: user_namespace().unwrap_or(0),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (users, namespace) = text.rsplit_once(',')?;
+        let (owner, own) = users.split_once(',')?;
+        Some(Self {
+            owner: owner.parse().ok()?,
+            own: own.parse().ok()?,
+            namespace: namespace.parse().ok()?,
+        })
+    }
+
+    /// Whether a process of `user` may be the engine whose socket lies at `path`.
+    fn admit(&self, user: u32, path: &[u8]) -> bool {
+        if [self.owner, self.own].contains(&user) {
+            return true;
+        }
+        // Elsewhere the same users have other numbers; the socket's owner shows the engine's.
+        let is_elsewhere = user_namespace().is_some_and(|found| found != self.namespace);
+        is_elsewhere && rustix::fs::stat(path).map_or(true, |found| found.st_uid == user)
+    }
+}
+
+impl fmt::Display for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.owner, self.own, self.namespace)
+    }
+}
+
+fn user_namespace() -> Option<u64> {
+    let found = rustix::fs::stat(c"/proc/self/ns/user").ok()?;
+    Some(found.st_ino)
+}
+
 /// The way to the engine.
 #[derive(Clone, Copy)]
 pub struct Client {
@@ -142,6 +203,7 @@ pub struct Client {
     /// Works in every network namespace; empty if it is too long.
     path: Name,
     key: Key,
+    users: Users,
 }
 
 impl fmt::Debug for Client {
@@ -152,44 +214,56 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// By what [`env::RUN_SOCKET`](super::env::RUN_SOCKET) and [`env::RUN_KEY`](super::env::RUN_KEY) hold; `None` if
-    /// that is no way to an engine.
-    pub fn new(socket: &[u8], key: &str) -> Option<Self> {
+    /// By what [`env::RUN_SOCKET`](super::env::RUN_SOCKET), [`env::RUN_KEY`](super::env::RUN_KEY) and
+    /// [`env::RUN_USERS`](super::env::RUN_USERS) hold; `None` if that is no way to an engine.
+    pub fn new(socket: &[u8], key: &str, users: &str) -> Option<Self> {
         let comma = socket.iter().position(|b| *b == b',')?;
         let (name, path) = (&socket[..comma], &socket[comma + 1..]);
         Some(Self {
             name: Name::new(name).filter(|name| name.len > 0)?,
             path: Name::new(path).or_else(|| Name::new(b""))?,
             key: Key::parse(key)?,
+            users: Users::parse(users)?,
         })
     }
 
     fn open(&self) -> Result<Fd, Error> {
-        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
-        let make = || -> Result<Fd, Error> {
-            let socket = socket_with(family, SocketType::SEQPACKET, flags, None)?;
-            Ok(Fd::from(socket))
-        };
-        let socket = make()?;
         let name = SocketAddrUnix::new_abstract_name(self.name.as_bytes())?;
-        let first = match retry(|| connect(&socket, &name)) {
-            Ok(()) => return Ok(socket),
+        let first = match self.open_at(&name) {
+            // One that is stopped is no better reached by its path.
+            Err(Errno::AGAIN) => return Err(Error::Silent),
             Err(errno) => errno,
+            Ok(socket) => return Ok(socket),
         };
         if self.path.len > 0 {
-            // A socket that failed to connect may be used again, but not every kernel has always agreed.
-            let socket = make()?;
             let path = SocketAddrUnix::new(self.path.as_bytes())?;
-            if retry(|| connect(&socket, &path)).is_ok() {
-                return Ok(socket);
+            match self.open_at(&path) {
+                Err(Errno::AGAIN) => return Err(Error::Silent),
+                Err(_) => {}
+                Ok(socket) => return Ok(socket),
             }
         }
         Err(first.into())
     }
 
+    fn open_at(&self, at: &SocketAddrUnix) -> Result<Fd, Errno> {
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = Fd::from(socket_with(family, SocketType::SEQPACKET, flags, None)?);
+        // A full queue of one that is stopped would hold it up for ever.
+        set_socket_timeout(&socket, Timeout::Send, Some(ANSWER_WAIT))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
+        retry(|| connect(&socket, at))?;
+        match sys::peer(&socket) {
+            Ok(peer) if self.users.admit(peer.user, self.path.as_bytes()) => Ok(socket),
+            _ => Err(Errno::from_raw_os_error(STRANGER)),
+        }
+    }
+
     fn ask(&self, request: &Request, wait: Duration) -> Result<(Answer, Fd), Error> {
         let socket = self.open()?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT + wait))?;
+        if !wait.is_zero() {
+            set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT + wait))?;
+        }
         let message = request.encode(self.key);
         retry(|| send(&socket, message.bytes(), SendFlags::NOSIGNAL))?;
         let mut bytes = [0; MESSAGE_BYTES_MAX];
@@ -306,7 +380,6 @@ impl Client {
     /// descriptors close as the standard library's do.
     pub fn namespaces(&self) -> Result<Vec<OwnedFd>, Error> {
         let socket = self.open()?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
         let message = Request::Namespace.encode(self.key);
         retry(|| send(&socket, message.bytes(), SendFlags::NOSIGNAL))?;
         let mut bytes = [0; MESSAGE_BYTES_MAX];
@@ -332,7 +405,6 @@ impl Client {
     /// Says that the engine is used as long as the process of `pidfd` lives. For `stp run`.
     pub fn stay(&self, pidfd: impl AsFd) -> Result<(), Error> {
         let socket = self.open()?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_WAIT))?;
         let message = Request::Stay.encode(self.key);
         let rights = [pidfd.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -363,5 +435,72 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
             Err(Errno::INTR) => {}
             done => return done,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{accept, bind, listen};
+
+    /// Somebody who listens at a name, and a client that looks for an engine there.
+    fn somebody(name: &str, users: &str) -> (OwnedFd, Client) {
+        let name = format!("stp/test/{name}-{}", std::process::id());
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::SEQPACKET, flags, None).unwrap();
+        let at = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+        bind(&socket, &at).unwrap();
+        listen(&socket, 0).unwrap();
+        let socket_variable = format!("{name},/nowhere/run.sock");
+        let client = Client::new(socket_variable.as_bytes(), &"7".repeat(32), users);
+        (socket, client.unwrap())
+    }
+
+    #[test]
+    fn the_key_is_not_told_to_another_user() {
+        let own = Users::new(4711);
+        let strange = |user: u32| user.wrapping_add(1);
+        let (listener, client) = somebody("stranger", &own.to_string());
+        assert!(client.open().is_ok());
+        drop(accept(&listener).unwrap());
+        let others = Users {
+            own: strange(own.own),
+            owner: strange(own.own),
+            ..own
+        };
+        let client = Client {
+            users: others,
+            ..client
+        };
+        let error = client.hello().unwrap_err();
+        assert_eq!(error, Error::NoEngine(STRANGER));
+        assert!(error.to_string().contains("another user"), "{error}");
+        let talk = accept(&listener).unwrap();
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        assert_eq!(recv(&talk, &mut bytes, RecvFlags::empty()).unwrap().0, 0);
+        // In another namespace the numbers say nothing, the socket's owner does.
+        let elsewhere = Users {
+            namespace: 1,
+            ..others
+        };
+        assert!(elsewhere.admit(own.own, b"/nowhere/run.sock"));
+        assert!(elsewhere.admit(own.own, b"/proc/self/stat"));
+        assert!(!elsewhere.admit(strange(others.own), b"/proc/self/stat"));
+    }
+
+    #[test]
+    fn an_engine_that_takes_nobody_in_is_silent() {
+        let (_listener, client) = somebody("silent", &Users::new(0).to_string());
+        let mut waiting = Vec::new();
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
+        let at = SocketAddrUnix::new_abstract_name(client.name.as_bytes()).unwrap();
+        loop {
+            let socket = socket_with(family, SocketType::SEQPACKET, flags, None).unwrap();
+            match connect(&socket, &at) {
+                Ok(()) => waiting.push(socket),
+                Err(errno) => break assert_eq!(errno, Errno::AGAIN),
+            }
+        }
+        assert_eq!(client.hello(), Err(Error::Silent));
     }
 }

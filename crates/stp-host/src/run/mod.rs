@@ -30,7 +30,7 @@ pub(crate) mod sys;
 mod way;
 pub mod wire;
 
-pub use client::{Client, Error};
+pub use client::{Client, Error, Users};
 pub use fd::Fd;
 pub use server::Server;
 pub use way::Way;
@@ -50,6 +50,8 @@ pub mod env {
     pub const RUN_SOCKET: &str = "STP_RUN_SOCKET";
     /// The key, 32 hexadecimal digits.
     pub const RUN_KEY: &str = "STP_RUN_KEY";
+    /// Whose the engine may be: the run directory's owner, the user of `stp run`, and the user namespace of these numbers.
+    pub const RUN_USERS: &str = "STP_RUN_USERS";
     /// Real addresses that mean systems: `IP=SYSTEM`, separated by commas.
     pub const RUN_MAP: &str = "STP_RUN_MAP";
     /// The release of `stp run`; a preload of another one says so.

@@ -124,10 +124,13 @@ impl Server {
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         };
         let by_name = make()?;
-        bind(
-            &by_name,
-            &SocketAddrUnix::new_abstract_name(way.name().as_bytes())?,
-        )?;
+        let name = |way: &Way| SocketAddrUnix::new_abstract_name(way.name().as_bytes());
+        if let Err(Errno::ADDRINUSE) = bind(&by_name, &name(&way)?) {
+            // Everybody saw it while the engine before had it. Programs that know it find the path.
+            tracing::warn!("another process has this engine's abstract socket: taking a new name");
+            way = way.renamed(dir)?;
+            bind(&by_name, &name(&way)?)?;
+        }
         listen(&by_name, BACKLOG)?;
         let by_path = make()?;
         bind(&by_path, SocketPath::new(&path)?.address())?;

@@ -3,19 +3,22 @@
 //! - It follows from the run directory alone, so that programs outlive their engine and find the next one.
 //! - The key is made once, and anew when a shared run directory becomes private: whoever can read the run directory, and
 //!   whoever `stp run` hands it to, has it.
+//! - An abstract socket's name is everybody's to see: it is a random number of its own and tells nothing of the key.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use super::client::Client;
+use super::client::{Client, Users};
 use super::wire::Key;
-use crate::rendezvous::{SystemDir, shared_as_its_folder};
+use crate::rendezvous::{Put, SystemDir, put_file, random_hex, read_file};
 
 /// Rounds of reading and making the key: each failure means that another process was faster.
 const TRIES_MAX: usize = 8;
+
+const FILE: &str = "run.key";
 
 /// Where programs and their engine meet for the calls of `stp run`.
 #[derive(Clone, Debug)]
@@ -23,49 +26,51 @@ pub struct Way {
     name: String,
     path: PathBuf,
     key: Key,
+    owner: u32,
 }
 
 impl Way {
     /// That of `dir`. Makes its key if it has none yet.
     pub fn of(dir: &SystemDir) -> io::Result<Self> {
-        let file = dir.path().join("run.key");
+        let file = dir.path().join(FILE);
         let named =
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-        let mut key = None;
+        let mut found = None;
         for _ in 0..TRIES_MAX {
-            match fs::read_to_string(&file) {
+            match read_file(&file) {
                 Ok(text) => {
-                    key = Some(Key::parse(text.trim_end()).ok_or_else(|| {
-                        let what = "does not hold 32 hexadecimal digits: remove it while no engine runs, it is made anew";
+                    found = Some(parse(&text).ok_or_else(|| {
+                        let what = "does not hold a key and a name: remove it while no engine runs, it is made anew";
                         named(io::Error::new(io::ErrorKind::InvalidData, what))
                     })?);
                     break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    make_key(dir).map_err(named)?;
+                    make(&file).map_err(named)?;
                 }
                 Err(error) => return Err(named(error)),
             }
         }
-        let key = key.ok_or_else(|| named(io::ErrorKind::NotFound.into()))?;
-        // Nobody else knows the key, so nobody else makes a socket of this name first.
-        let seed = key.0.iter().chain(dir.path().as_os_str().as_bytes());
-        let hash = seed.fold(
-            0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128,
-            |hash, byte| {
-                (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-            },
-        );
+        // Nobody else knows the name before its socket is there, so nobody else makes one of this name first.
+        let (key, name) = found.ok_or_else(|| named(io::ErrorKind::NotFound.into()))?;
         Ok(Self {
-            name: format!("stp/run/{hash:032x}"),
+            name: format!("stp/run/{}", name.to_hex()),
             path: dir.path().join("run.sock"),
             key,
+            owner: dir.sharing().owner,
         })
+    }
+
+    /// The same under another name: somebody else has that one.
+    pub(super) fn renamed(self, dir: &SystemDir) -> io::Result<Self> {
+        let text = format!("{}\n{}\n", self.key.to_hex(), random_hex()?);
+        put_file(&dir.path().join(FILE), &text, Put::Anew)?;
+        Self::of(dir)
     }
 
     /// As [`Way::of`], by the engine: a key that a group could read once does not open one that it does not share.
     pub(super) fn of_engine(dir: &SystemDir) -> io::Result<Self> {
-        let file = dir.path().join("run.key");
+        let file = dir.path().join(FILE);
         let was_shared = fs::symlink_metadata(&file).is_ok_and(|found| found.mode() & 0o077 != 0);
         if was_shared && dir.sharing().group.is_none() {
             fs::remove_file(&file)?;
@@ -93,37 +98,27 @@ impl Way {
         [self.name.as_bytes(), b",", self.path.as_os_str().as_bytes()].concat()
     }
 
+    /// As [`env::RUN_USERS`](super::env::RUN_USERS) holds whose the engine may be, for this process and its children.
+    pub fn users(&self) -> String {
+        Users::new(self.owner).to_string()
+    }
+
     /// A client that goes this way.
     pub fn client(&self) -> io::Result<Client> {
-        Client::new(&self.variable(), &self.key.to_hex())
+        Client::new(&self.variable(), &self.key.to_hex(), &self.users())
             .ok_or_else(|| io::Error::other("the way to the engine cannot be told to a program"))
     }
 }
 
-/// Writes the key under a name of its own and links it into place: whoever comes first wins.
-fn make_key(dir: &SystemDir) -> io::Result<()> {
-    let mut random = [0; 24];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
-    let (key, unique) = random.split_at(16);
-    let mut bytes = [0; 16];
-    bytes.copy_from_slice(key);
-    let unique: String = unique.iter().map(|b| format!("{b:02x}")).collect();
-    let temp = dir.path().join(format!(".run-key-{unique}"));
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temp)
-        .and_then(|mut file| writeln!(file, "{}", Key(bytes).to_hex()))
-        .and_then(|()| shared_as_its_folder(&temp))
-        .and_then(
-            |()| match fs::hard_link(&temp, dir.path().join("run.key")) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                linked => linked,
-            },
-        );
-    let _ = fs::remove_file(&temp);
-    written
+/// The key and the name's number, a line each.
+fn parse(text: &str) -> Option<(Key, Key)> {
+    let (key, name) = text.trim_end().split_once('\n')?;
+    Some((Key::parse(key)?, Key::parse(name)?))
+}
+
+fn make(file: &Path) -> io::Result<()> {
+    let text = format!("{}\n{}\n", random_hex()?, random_hex()?);
+    put_file(file, &text, Put::First)
 }
 
 #[cfg(test)]
@@ -146,6 +141,23 @@ mod tests {
         assert_eq!((first.name(), first.key()), (again.name(), again.key()));
         assert_ne!(first.name(), Way::of(&beta).unwrap().name());
         assert!(first.client().is_ok());
+        // Another key, and nobody who sees the name sees it.
+        let text = fs::read_to_string(alpha.path().join("run.key")).unwrap();
+        let (name, key) = (first.name().to_owned(), first.key().to_hex());
+        let (_, number) = text.trim_end().split_once('\n').unwrap();
+        fs::write(
+            alpha.path().join("run.key"),
+            text.replace(&key, &"7".repeat(32)),
+        )
+        .unwrap();
+        let other = Way::of(&alpha).unwrap();
+        assert_eq!(other.name(), name);
+        assert_ne!(other.key(), first.key());
+        assert!(name.ends_with(number) && number != key);
+        let renamed = other.clone().renamed(&alpha).unwrap();
+        assert_eq!(renamed.key(), other.key());
+        assert_ne!(renamed.name(), name);
+        assert_eq!(Way::of(&alpha).unwrap().name(), renamed.name());
         fs::write(alpha.path().join("run.key"), "nonsense").unwrap();
         let error = Way::of(&alpha).unwrap_err().to_string();
         assert!(

@@ -35,7 +35,11 @@ impl Inet {
         let volume = text(env::RUN_VOLUME_ID).filter(|text| text.len() == 32)?;
         let volume = u128::from_str_radix(volume, 16).ok()?;
         Some(Self::new(
-            Client::new(variable(env::RUN_SOCKET)?, text(env::RUN_KEY)?)?,
+            Client::new(
+                variable(env::RUN_SOCKET)?,
+                text(env::RUN_KEY)?,
+                text(env::RUN_USERS)?,
+            )?,
             VolumeId(volume.to_be_bytes()),
             text(env::SYSTEM)?.parse().ok()?,
             Map::parse(text(env::RUN_MAP).unwrap_or_default()),
