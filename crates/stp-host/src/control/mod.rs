@@ -21,4 +21,5 @@ pub use calls::{
     PeerState, StreamToken, Taken, Verdict,
 };
 pub use client::Client;
+pub(crate) use peer::Admission;
 pub use server::{Server, Session};

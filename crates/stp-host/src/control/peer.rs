@@ -13,7 +13,7 @@ use crate::run::sys::{self, Peer};
 /// Whom an end of a control connection admits: its own user; an engine also the members of the group that shares
 /// its run directory, a program also that directory's owner.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     uid: u32,
     owner: u32,
     group: Option<u32>,
@@ -29,7 +29,7 @@ pub(super) struct Stranger {
 
 impl Admission {
     /// By an engine.
-    pub(super) fn of_programs(sharing: Sharing) -> Self {
+    pub(crate) fn of_programs(sharing: Sharing) -> Self {
         let uid = rustix::process::geteuid().as_raw();
         Self {
             uid,
@@ -48,7 +48,7 @@ impl Admission {
     }
 
     /// Refuses the connection if its other end is not admitted.
-    pub(super) fn check(self, socket: impl AsFd) -> io::Result<()> {
+    pub(crate) fn check(self, socket: impl AsFd) -> io::Result<()> {
         let Peer {
             process: pid,
             user: uid,

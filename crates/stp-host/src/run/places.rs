@@ -89,6 +89,12 @@ impl Places {
         self.by_port.get(&port).map(|port| &port.held)
     }
 
+    /// All of those.
+    pub(super) fn all_held(&self) -> impl Iterator<Item = (u16, &PortSocket)> {
+        let all = self.by_port.iter();
+        all.map(|(port, found)| (*port, &found.held))
+    }
+
     /// How many ports there are.
     pub(super) fn ports(&self) -> usize {
         self.by_port.len()

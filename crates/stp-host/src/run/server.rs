@@ -3,6 +3,8 @@
 //! - One thread, one epoll; every exchange is one request and one answer. A program that asks and does not listen delays
 //!   nobody.
 //! - Admitted: processes of the engine's own user, and those that have the key.
+//! - Whoever has not said the key yet takes no place from those who have: of other users few may be silent at once, and
+//!   not for long.
 //! - Listeners that are gone are noticed within [`SWEEP`] and taken off the volume.
 
 mod connections;
@@ -43,7 +45,7 @@ use super::wire::{
     Answer, Hello, Key, MESSAGE_BYTES_MAX, Malformed, Peer, Request, SystemEntry, Text,
 };
 use crate::address::SystemNumber;
-use crate::control::{Calls, ConnectFailure, Connected};
+use crate::control::{Admission, Calls, ConnectFailure, Connected};
 use crate::engine::{EngineHandle, HostSocket, ListenError, Names, Place, Reply};
 use crate::rendezvous::{SocketPath, SystemDir, shared_as_its_folder};
 
@@ -58,6 +60,11 @@ const LOOKS_MAX: u8 = 6;
 const LOOK_PAUSE: Duration = Duration::from_millis(30);
 /// Programs that talk at once.
 const TALKS_MAX: usize = 4096;
+/// Of them, those of other users that have not said the key; and how long they may take for it.
+const STRANGERS_MAX: usize = 64;
+const STRANGERS_REQUEST_MAX: Duration = Duration::from_secs(1);
+/// How long nobody is let in when no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 4096;
 /// Events taken from the kernel at once.
 const EVENTS_MAX: usize = 64;
@@ -110,7 +117,7 @@ impl Server {
     /// Opens the door in this process's network namespace and offers the calls. The caller holds the engine's lock of `dir`.
     pub fn start(dir: &SystemDir, engine: EngineHandle) -> io::Result<Self> {
         let door = Door::open()?;
-        let way = Way::of_engine(dir)?;
+        let mut way = Way::of_engine(dir)?;
         let path = way.path().clone();
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -155,11 +162,14 @@ impl Server {
             engine,
             door,
             key: way.key(),
+            admission: Admission::of_programs(dir.sharing()),
             epoll,
             by_name,
             by_path,
             talks: HashMap::new(),
             last_talk: FIRST_TALK,
+            paused_until: None,
+            pause_told: false,
             parked: BTreeMap::new(),
             waiters: HashMap::new(),
             attempts: Attempts::default(),
@@ -205,6 +215,8 @@ struct Talk {
     socket: OwnedFd,
     /// It is of the engine's own user.
     known: bool,
+    /// It is of neither that nor the group, and has not said the key.
+    strange: bool,
     until: Instant,
 }
 
@@ -229,11 +241,15 @@ struct Room {
     names: Arc<Names>,
     door: Door,
     key: Key,
+    admission: Admission,
     epoll: OwnedFd,
     by_name: OwnedFd,
     by_path: OwnedFd,
     talks: HashMap<u64, Talk>,
     last_talk: u64,
+    /// Until then nobody is let in.
+    paused_until: Option<Instant>,
+    pause_told: bool,
     parked: BTreeMap<u64, Parked>,
     /// Who waits for an attempt.
     waiters: HashMap<u64, u64>,
@@ -285,6 +301,10 @@ impl Room {
             }
             self.take_news();
             let now = Instant::now();
+            if self.paused_until.is_some_and(|until| until <= now) {
+                self.paused_until = None;
+                self.watch_listeners(EventFlags::IN);
+            }
             self.knock_again(now);
             let (engine, relays) = (&self.engine, &self.relays);
             self.attempts
@@ -311,6 +331,7 @@ impl Room {
             parked,
             again,
             knocks,
+            self.paused_until,
             Some(self.sweep_at),
         ];
         let next = next.into_iter().flatten().min().unwrap_or(self.sweep_at);
@@ -331,34 +352,80 @@ impl Room {
                 &self.by_name
             };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = match accept_with(listener, flags) {
-                Ok(socket) => socket,
-                Err(Errno::AGAIN) => return,
-                Err(Errno::INTR | Errno::CONNABORTED) => continue,
-                Err(error) => {
-                    tracing::warn!(%error, "a program's call cannot be taken");
-                    return;
-                }
+            match accept_with(listener, flags) {
+                Ok(socket) => self.begin_talk(socket),
+                Err(error) if !self.goes_on_after(error) => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn begin_talk(&mut self, socket: OwnedFd) {
+        if self.talks.len() >= TALKS_MAX {
+            return; // closed: the program is told that nobody answers
+        }
+        let own = rustix::process::geteuid().as_raw();
+        let known = sys::peer(&socket).is_ok_and(|peer| peer.user == own);
+        let strange = !known && self.admission.check(&socket).is_err();
+        let wait = match strange {
+            true => STRANGERS_REQUEST_MAX,
+            false => REQUEST_MAX,
+        };
+        self.last_talk += 1;
+        let number = self.last_talk;
+        let data = EventData::new_u64(number);
+        if epoll::add(&self.epoll, &socket, data, EventFlags::IN | EventFlags::ET).is_ok() {
+            let talk = Talk {
+                socket,
+                known,
+                strange,
+                until: Instant::now() + wait,
             };
-            if self.talks.len() >= TALKS_MAX {
-                continue; // closed: the program is told that nobody answers
+            self.talks.insert(number, talk);
+            // It has spoken already, as a rule.
+            self.hear(number);
+            if strange {
+                self.end_strangers();
             }
-            let own = rustix::process::geteuid().as_raw();
-            let known = sys::peer(&socket).is_ok_and(|peer| peer.user == own);
-            self.last_talk += 1;
-            let number = self.last_talk;
-            let data = EventData::new_u64(number);
-            if epoll::add(&self.epoll, &socket, data, EventFlags::IN | EventFlags::ET).is_ok() {
-                let until = Instant::now() + REQUEST_MAX;
-                let talk = Talk {
-                    socket,
-                    known,
-                    until,
-                };
-                self.talks.insert(number, talk);
-                // It has spoken already, as a rule.
-                self.hear(number);
+        }
+    }
+
+    /// The longest silent make way.
+    fn end_strangers(&mut self) {
+        let strangers = self.talks.iter().filter(|(_, talk)| talk.strange);
+        let mut strangers: Vec<u64> = strangers.map(|(number, _)| *number).collect();
+        if strangers.len() > STRANGERS_MAX {
+            strangers.sort_unstable();
+            for number in &strangers[..strangers.len() - STRANGERS_MAX] {
+                self.talks.remove(number);
             }
+        }
+    }
+
+    /// Whether more can be let in after this error. Without a descriptor whoever waits would be reported without end.
+    fn goes_on_after(&mut self, error: Errno) -> bool {
+        match error {
+            Errno::INTR | Errno::CONNABORTED => return true,
+            Errno::AGAIN => {}
+            error => {
+                if !std::mem::replace(&mut self.pause_told, true) {
+                    tracing::warn!(%error, "programs' calls have to wait: raise the limit of open files");
+                }
+                self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                self.watch_listeners(EventFlags::empty());
+            }
+        }
+        false
+    }
+
+    fn watch_listeners(&self, flags: EventFlags) {
+        let own = [(BY_NAME, &self.by_name), (BY_PATH, &self.by_path)];
+        for (data, listener) in own {
+            let _ = epoll::modify(&self.epoll, listener, EventData::new_u64(data), flags);
+        }
+        for (port, held) in self.places.all_held() {
+            let data = EventData::new_u64(PORTS + u64::from(port));
+            let _ = epoll::modify(&self.epoll, held, data, flags);
         }
     }
 
@@ -379,8 +446,17 @@ impl Room {
         if self.parked.contains_key(&number) {
             return; // one request each
         }
-        let answer = match Request::decode(&bytes[..count]) {
-            Ok((key, _)) if !talk.known && key != self.key => Some(Answer::failed(
+        let decoded = Request::decode(&bytes[..count]);
+        let (known, has_key) = match (&decoded, self.talks.get_mut(&number)) {
+            (Ok((key, _)), Some(talk)) => {
+                let has_key = *key == self.key;
+                talk.strange &= !has_key;
+                (talk.known, has_key)
+            }
+            _ => (false, false),
+        };
+        let answer = match decoded {
+            Ok(_) if !known && !has_key => Some(Answer::failed(
                 libc::EACCES,
                 "this engine belongs to another user: run the program under `stp run`",
             )),

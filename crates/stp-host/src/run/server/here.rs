@@ -36,11 +36,13 @@ impl Room {
     pub(super) fn relay(&mut self, port: u16) {
         let own = self.names.own();
         let target = self.places.of(port).first().map(|place| place.target(own));
-        let (Some(held), Some(target)) = (self.places.held(port), target) else {
-            return;
-        };
-        while let Ok(program) = accept_with(held, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            self.relays.serve(program, own, target);
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        while let (Some(held), Some(target)) = (self.places.held(port), target) {
+            match accept_with(held, flags) {
+                Ok(program) => self.relays.serve(program, own, target),
+                Err(error) if !self.goes_on_after(error) => return,
+                Err(_) => {}
+            }
         }
     }
 
