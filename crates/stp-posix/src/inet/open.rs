@@ -15,7 +15,7 @@ use stp_host::address;
 use stp_host::run::Connecting;
 
 use super::meaning::{Meaning, in_family, with_ip};
-use super::sys::{self, Errno, Raw, TCP_CLOSE};
+use super::sys::{self, Errno, Raw, TCP_CLOSE, TCP_LISTEN};
 use super::{Inet, Next};
 
 /// How long a blocking `connect` waits for a refusal before it leaves the waiting to the kernel.
@@ -100,6 +100,8 @@ impl Inet {
     /// # Safety
     /// As the C library's.
     pub unsafe fn listen(&self, next: &Next, fd: c_int, backlog: c_int) -> c_int {
+        // A second call only gives the queue another length.
+        let has_listened = sys::tcp_state(fd) == Ok(TCP_LISTEN);
         // SAFETY: the program's own arguments.
         let result = unsafe { (next.listen)(fd, backlog) };
         if result != 0 {
@@ -111,8 +113,10 @@ impl Inet {
         match self.publish_listener(fd, family) {
             Ok(()) => result,
             Err(errno) => {
-                // Back to bound; nothing of ours stays.
-                let _ = sys::shutdown(fd);
+                // Back to where it was: nothing of ours stays, and what worked goes on.
+                if !has_listened {
+                    let _ = sys::shutdown(fd);
+                }
                 sys::fail(errno)
             }
         }

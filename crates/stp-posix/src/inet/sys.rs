@@ -14,6 +14,8 @@ pub(super) struct Errno(pub(super) c_int);
 
 /// A TCP socket that neither is nor gets connected, as `TCP_INFO` has it.
 pub(super) const TCP_CLOSE: u8 = 7;
+/// One that listens.
+pub(super) const TCP_LISTEN: u8 = 10;
 
 /// Sets `errno` and returns what a failed call returns.
 pub(super) fn fail(errno: Errno) -> c_int {
@@ -170,7 +172,8 @@ pub(super) fn disconnect(fd: c_int) -> Result<(), Errno> {
 /// `connect` yet. Takes it, so that the socket may be connected anew.
 ///
 /// The kernel keeps that to itself. But it answers a `connect` to a multicast address at once: with that error if
-/// there is one, else with what it says of the address, and then nothing has happened to the socket.
+/// there is one, else with what it says of the address, and then nothing has happened to the socket. A route or a
+/// policy of the host may say anything of the address, but says it again; the earlier error is told once.
 pub(super) fn take_failed_connect(fd: c_int, v6: bool) -> Option<Errno> {
     let nowhere: SocketAddr = if v6 {
         (Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1), 1).into()
@@ -180,10 +183,10 @@ pub(super) fn take_failed_connect(fd: c_int, v6: bool) -> Option<Errno> {
     let raw = Raw::from(nowhere);
     let pointer = raw.bytes.as_ptr() as usize;
     let arguments = [fd_argument(fd), pointer, raw.len as usize, 0, 0];
-    match call(libc::SYS_connect, arguments) {
-        Err(Errno(libc::ENETUNREACH | libc::EINVAL)) | Ok(_) => None,
-        Err(errno) => Some(errno),
-    }
+    let probe = || call(libc::SYS_connect, arguments).err();
+    let usual = [libc::ENETUNREACH, libc::EINVAL];
+    let told = probe().filter(|errno| !usual.contains(&errno.0))?;
+    (probe() != Some(told)).then_some(told)
 }
 
 /// Waits until the connection has ended, for so long at the most. An interruption ends the wait too: it is only there

@@ -238,6 +238,60 @@ fn programs_outlive_their_engine() {
     lab.prove();
 }
 
+const LISTENS_TWICE: &str = "
+import socket, sys
+s = socket.socket()
+s.bind(('', 7000))
+s.listen(1)
+print('listens', flush=True)
+sys.stdin.readline()
+try:
+    s.listen(9)
+    print('again 0', flush=True)
+except OSError as error:
+    print('again', error.errno, flush=True)
+while True:
+    s.accept()[0].sendall(b'hello')
+";
+const HEARS: &str = "
+import socket
+print(socket.create_connection(('beta.stp', 7000)).recv(9).decode())
+";
+
+/// A listener gives its queue another length while its engine is away, and goes on when there is one again; a host whose
+/// routes forbid everything reaches it.
+#[test]
+fn a_second_listen_and_a_forbidding_route_harm_nothing() {
+    let name = "stp run: a second listen";
+    let Some(lab) = lab(name, Kind::File, Net::Loopback) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let (_alpha_engine, beta_engine) = (alpha.engine(), beta.engine());
+    match find_program("ip") {
+        Some(ip) => {
+            let forbid = ["route", "add", "unreachable", "default"];
+            alpha.cmd(ip).args(forbid).ok();
+        }
+        None => skip_part(name, "not installed: ip"),
+    }
+    let mut server = python(beta, "listens twice", LISTENS_TWICE)
+        .stdin_pipe()
+        .spawn();
+    let mut said = server.stdin();
+    server.wait_out("its port", |out| out.contains("listens").then_some(()));
+    beta_engine.crash();
+    writeln!(said, "again").unwrap();
+    server.wait_out("ENETDOWN", |out| out.contains("again 100").then_some(()));
+    let _beta_engine = beta.engine();
+    wait_for("an answer", HANG, || {
+        assert!(server.ended().is_none(), "{}", server.err());
+        let heard = python(alpha, "hears", HEARS).run();
+        (heard.status.success() && heard.text().contains("hello")).then_some(())
+    });
+    lab.prove();
+}
+
 /// The storage goes away under everything: nobody is killed and no end of file is made up; what is started then is refused in one
 /// line.
 #[test]
