@@ -142,7 +142,17 @@ impl Dialer {
                 .spawn(move || shared.work());
             if let Err(error) = spawned {
                 queue.threads -= 1;
-                tracing::warn!("cannot start a thread to connect with: {error}");
+                let text = format!("cannot start a thread to connect with: {error}");
+                // Those that run take it in their turn; without any, nobody would.
+                if queue.threads == 0
+                    && let Some(job) = queue.jobs.pop_back()
+                {
+                    drop(queue);
+                    return self
+                        .shared
+                        .tell(job.refuse(io::Error::new(error.kind(), text)));
+                }
+                tracing::warn!("{text}");
             }
         }
         drop(queue);
@@ -183,14 +193,17 @@ impl Shared {
 
     fn work(&self) {
         while let Some(job) = self.next_job() {
-            let result = self.dial(job);
-            if self.results.send(result).is_ok() {
-                // Fails only if the counter is full, and then the loop is awake.
-                let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
-            }
+            self.tell(self.dial(job));
         }
         self.lock().threads -= 1;
         self.news.notify_all();
+    }
+
+    fn tell(&self, result: Dialed) {
+        if self.results.send(result).is_ok() {
+            // Fails only if the counter is full, and then the loop is awake.
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
     }
 
     fn next_job(&self) -> Option<Job> {
@@ -236,26 +249,14 @@ impl Shared {
                         label,
                     )
                 }
-                Err(error) => {
-                    say(format_args!("{label}: {error}"));
-                    if socks {
-                        refuse(&client, &reply_for(&error).bytes());
-                    } else {
-                        End::abort(&client);
-                    }
-                    Dialed::Refused
-                }
+                Err(error) => refuse_client(&client, socks, &label, &error),
             },
             Job::Tcp { stream, to, label } => match connect_tcp(&to) {
                 Ok(server) => Dialed::Pair(
                     Pair::new([Box::new(stream), Box::new(server)], Vec::new()),
                     label,
                 ),
-                Err(error) => {
-                    say(format_args!("{label}: {error}"));
-                    End::abort(&stream);
-                    Dialed::Refused
-                }
+                Err(error) => refuse_stream(&stream, &label, &error),
             },
             Job::Ask {
                 remote,
@@ -285,6 +286,38 @@ impl Shared {
         stream.set_nonblocking(true)?;
         Ok(stream)
     }
+}
+
+impl Job {
+    /// Nobody will open its far side.
+    fn refuse(self, error: io::Error) -> Dialed {
+        match self {
+            Self::Stp {
+                client,
+                socks,
+                label,
+                ..
+            } => refuse_client(&client, socks, &label, &error),
+            Self::Tcp { stream, label, .. } => refuse_stream(&stream, &label, &error),
+            Self::Ask { remote, .. } => Dialed::NotAsked(remote, error),
+        }
+    }
+}
+
+fn refuse_client(client: &TcpStream, socks: bool, label: &str, error: &io::Error) -> Dialed {
+    say(format_args!("{label}: {error}"));
+    if socks {
+        refuse(client, &reply_for(error).bytes());
+    } else {
+        End::abort(client);
+    }
+    Dialed::Refused
+}
+
+fn refuse_stream(stream: &stp::Stream, label: &str, error: &io::Error) -> Dialed {
+    say(format_args!("{label}: {error}"));
+    End::abort(stream);
+    Dialed::Refused
 }
 
 /// Sends a last word and lets it arrive.
