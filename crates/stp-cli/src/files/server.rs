@@ -1,6 +1,6 @@
 //! The server of a folder: answers commands on any number of connections.
 //!
-//! - A connection has a thread; more than [`SESSIONS_MAX`] wait to be accepted.
+//! - A connection has a thread; more than [`SESSIONS_MAX`] wait to be accepted. One that wants nothing for [`IDLE_MAX`] is cut.
 //! - Nothing outside the served folder is opened, whatever a client names and whatever links the folder holds.
 //! - A client that comes again after a lost connection first ends what is left of the old one, so that it finds its partial
 //!   files unlocked.
@@ -26,8 +26,8 @@ use super::wire::{self, Code, Fault, Kind, Message, Meta};
 
 /// Connections served at once.
 pub const SESSIONS_MAX: usize = 256;
-/// How long a connection may take to say hello.
-const HELLO_MAX: Duration = Duration::from_secs(30);
+/// How long a connection may take to say hello, and then what it wants. A client that is cut for it connects again.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long to wait for an old connection of the same transfer, and for all at the end.
 const END_MAX: Duration = Duration::from_secs(10);
 
@@ -55,7 +55,8 @@ struct Sessions {
 
 struct Session {
     hangup: Hangup,
-    since: Instant,
+    /// Since when there is nothing to do for it.
+    idle_since: Option<Instant>,
     transfer: Option<[u8; 16]>,
 }
 
@@ -98,23 +99,23 @@ impl Server {
         stop: BorrowedFd<'_>,
     ) -> io::Result<()> {
         loop {
-            let (count, greeting) = self.expire();
+            let count = self.expire();
             let full = count >= SESSIONS_MAX;
             let accepting = acceptor.ready_fd();
             let mut fds = vec![PollFd::new(&stop, PollFlags::IN)];
             if !full {
                 fds.push(PollFd::new(&accepting, PollFlags::IN));
             }
-            let pause = match (full, greeting) {
-                (true, _) => Some(Timespec {
+            let pause = match count {
+                0 => None,
+                SESSIONS_MAX.. => Some(Timespec {
                     tv_sec: 0,
                     tv_nsec: 50_000_000,
                 }),
-                (false, true) => Some(Timespec {
+                _ => Some(Timespec {
                     tv_sec: 1,
                     tv_nsec: 0,
                 }),
-                (false, false) => None,
             };
             match poll(&mut fds, pause.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -138,17 +139,24 @@ impl Server {
         }
     }
 
-    /// Cuts connections that do not say hello; gives how many are open, and whether any has still to say it.
-    fn expire(&self) -> (usize, bool) {
+    /// Cuts connections that want nothing; gives how many are open.
+    fn expire(&self) -> usize {
         let sessions = self.sessions();
-        let mut greeting = false;
-        for session in sessions.open.values().filter(|s| s.transfer.is_none()) {
-            greeting = true;
-            if session.since.elapsed() > HELLO_MAX {
+        for session in sessions.open.values() {
+            if session
+                .idle_since
+                .is_some_and(|since| since.elapsed() > IDLE_MAX)
+            {
                 (session.hangup)();
             }
         }
-        (sessions.open.len(), greeting)
+        sessions.open.len()
+    }
+
+    fn set_idle(&self, number: u64, since: Option<Instant>) {
+        if let Some(session) = self.sessions().open.get_mut(&number) {
+            session.idle_since = since;
+        }
     }
 
     /// Serves one connection on a thread of its own.
@@ -162,7 +170,7 @@ impl Server {
                 number,
                 Session {
                     hangup,
-                    since: Instant::now(),
+                    idle_since: Some(Instant::now()),
                     transfer: None,
                 },
             );
@@ -199,6 +207,7 @@ impl Server {
         let mut sessions = self.sessions();
         if let Some(session) = sessions.open.get_mut(&number) {
             session.transfer = Some(transfer);
+            session.idle_since = None;
         }
         loop {
             let mut older = false;
@@ -232,6 +241,8 @@ impl Server {
         let mut writer = Mutex::new(MessageWriter::new(writer));
         let result = self.commands(number, &mut reader, &mut writer, &hangup);
         if let Err(Broken::Protocol(text)) = &result {
+            // Who does not read that is cut in the end.
+            self.set_idle(number, Some(Instant::now()));
             let writer = writer.get_mut().unwrap_or_else(PoisonError::into_inner);
             let _ = writer.put(&Message::Error(Fault::new(Code::Protocol, text.clone())));
             let _ = writer.flush();
@@ -277,7 +288,12 @@ impl Server {
             }
             _ => return Err(Broken::Protocol("a connection begins with hello".into())),
         }
-        while let Some(command) = reader.next_or_end()? {
+        loop {
+            self.set_idle(number, Some(Instant::now()));
+            let Some(command) = reader.next_or_end()? else {
+                return Ok(());
+            };
+            self.set_idle(number, None);
             let refused = match command {
                 Message::Stat { path, follow } => match self.stat(&path, follow) {
                     Ok(meta) => {
@@ -316,7 +332,6 @@ impl Server {
             };
             answer(writer, &Message::Error(refused))?;
         }
-        Ok(())
     }
 
     fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Fault> {
@@ -499,4 +514,52 @@ fn is_passing(error: &io::Error) -> bool {
         Errno::from_io_error(error),
         Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_client_that_wants_nothing_is_cut() {
+        let temp = tempfile::tempdir().unwrap();
+        let served = std::fs::File::open(temp.path()).unwrap();
+        let server = Server::new(served.into(), false);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (cut, is_cut) = mpsc::channel();
+        let hangup = move |stream: &UnixStream| {
+            let _ = stream.shutdown(Shutdown::Both);
+            let _ = cut.send(());
+        };
+        server.start(Channel::new(theirs, "alpha:1".into(), hangup));
+        let mut reader = MessageReader::new(Box::new(ours.try_clone().unwrap()));
+        let mut writer = MessageWriter::new(Box::new(ours));
+        let hello = Message::Hello {
+            version_min: wire::VERSION_MIN,
+            version_max: wire::VERSION,
+            features: 0,
+            transfer: [1; 16],
+        };
+        writer.put(&hello).unwrap();
+        writer.flush().unwrap();
+        reader.message().unwrap();
+        assert_eq!((server.expire(), is_cut.try_recv().is_ok()), (1, false));
+        // It is idle as soon as its thread has come back for the next command.
+        loop {
+            let mut sessions = server.sessions();
+            let session = sessions.open.values_mut().next().unwrap();
+            if let Some(since) = &mut session.idle_since {
+                *since -= IDLE_MAX + Duration::from_secs(1);
+                break;
+            }
+            drop(sessions);
+            std::thread::yield_now();
+        }
+        assert_eq!((server.expire(), is_cut.try_recv().is_ok()), (1, true));
+        reader.message().unwrap_err();
+    }
 }
