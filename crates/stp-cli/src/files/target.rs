@@ -1,7 +1,8 @@
 //! Where received entries are put: folders by descriptor, and partial files that become whole ones at once.
 //!
 //! - What arrives of `NAME` is kept in `.NAME.stp-partial` until it is complete, verified and on storage; then it is renamed.
-//! - Who writes a partial file holds its lock; a second writer of the same target uses a file of its own.
+//! - Who writes a partial file holds its lock; a second writer of the same target uses a file of its own, and where the file
+//!   system has no locks, everybody does.
 //! - `.NAME.stp-state` remembers which source a partial file belongs to (size and time), so that it can be continued. It is
 //!   kept only for files of [`RESUME_MIN`] and more: smaller ones are sooner sent again.
 //! - A folder gets its mode and time when the last entry in it is in place: with its last reference.
@@ -282,7 +283,7 @@ impl Partial {
     pub fn create(dir: &Arc<Folder>, name: &[u8], source: Source) -> Result<Self, Errno> {
         let temp = partial_name(name);
         let Some(file) = lock(dir, &temp, OFlags::CREATE, 1)? else {
-            // Somebody else is copying to the same place: the last one to finish wins, neither harms the other.
+            // Somebody else is copying to the same place, or may be: the last one to finish wins, neither harms the other.
             let temp = unique_name(name)?;
             let file = lock(dir, &temp, OFlags::CREATE | OFlags::EXCL, 1)?.ok_or(Errno::BUSY)?;
             return Ok(Self {
@@ -393,7 +394,7 @@ impl Drop for Partial {
     }
 }
 
-/// Opens and locks a partial file; `None` if somebody else holds it (or, without CREATE, it is not a regular file).
+/// Opens and locks a partial file; `None` if somebody else holds it, or may: nobody can tell.
 fn lock(dir: &Folder, temp: &[u8], how: OFlags, tries: usize) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | how;
     let mut tries = tries;
@@ -411,8 +412,15 @@ fn lock(dir: &Folder, temp: &[u8], how: OFlags, tries: usize) -> Result<Option<O
                 continue;
             }
             Err(Errno::INTR) => continue,
-            // A file system without locks: go on alone.
-            Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {}
+            // A file system without locks: only a name that is nobody else's is safe.
+            Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {
+                if !how.contains(OFlags::EXCL) {
+                    if rustix::fs::fstat(&file).is_ok_and(|stat| stat.st_size == 0) {
+                        let _ = rustix::fs::unlinkat(&dir.fd, temp, AtFlags::empty());
+                    }
+                    return Ok(None);
+                }
+            }
             Err(e) => return Err(e),
         }
         let ours = rustix::fs::fstat(&file)?;
