@@ -50,8 +50,9 @@ pub fn join(socket: BorrowedFd<'_>) -> io::Result<Fate> {
     direct::join(socket).map(Fate::Direct)
 }
 
-/// Who connected to a listener of `group`; `None` if it went away before it said so.
-pub fn identify(group: &Group, socket: BorrowedFd<'_>) -> Option<(Fate, Addr)> {
+/// Who connected to a listener of `group`; `None` if it went away before it said so. An error: no descriptor is left
+/// for what it said.
+pub fn identify(group: &Group, socket: BorrowedFd<'_>) -> io::Result<Option<(Fate, Addr)>> {
     listener::identify(&group.inner, socket)
 }
 

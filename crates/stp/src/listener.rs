@@ -69,7 +69,7 @@ impl Listener {
     pub fn accept(&self) -> io::Result<(Stream, Addr)> {
         loop {
             let socket = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
-            if let Some((fate, peer)) = identify(&self.shared.group, socket.as_fd()) {
+            if let Some((fate, peer)) = identify(&self.shared.group, socket.as_fd())? {
                 let stream = Stream::new(
                     socket,
                     &self.shared.group.dir,
@@ -107,13 +107,16 @@ impl Listener {
     }
 }
 
-/// Who connected to a listener of `group`; `None` if it went away before it said so.
-pub(crate) fn identify(group: &Group, socket: BorrowedFd<'_>) -> Option<(Fate, Addr)> {
-    let address = rustix::net::getpeername(socket).ok()??;
-    let address = SocketAddrUnix::try_from(address).ok()?;
+/// Who connected to a listener of `group`; `None` if it went away before it said so. An error: no descriptor is left
+/// for what it said.
+pub(crate) fn identify(group: &Group, socket: BorrowedFd<'_>) -> io::Result<Option<(Fate, Addr)>> {
+    let address = rustix::net::getpeername(socket).ok().flatten();
+    let Some(address) = address.and_then(|address| SocketAddrUnix::try_from(address).ok()) else {
+        return Ok(None);
+    };
     let Some(name) = address.abstract_name().and_then(PeerName::parse) else {
         // A local program without the library that did not care for a name.
-        return Some((Fate::Raw, Addr::new(*group.dir.system(), 0)));
+        return Ok(Some((Fate::Raw, Addr::new(*group.dir.system(), 0))));
     };
     let peer = Addr::new(name.system, name.port);
     let fate = match name.kind {
@@ -121,10 +124,13 @@ pub(crate) fn identify(group: &Group, socket: BorrowedFd<'_>) -> Option<(Fate, A
             calls: Arc::clone(&group.calls),
             token: StreamToken(name.token),
         },
-        PeerNameKind::Library => Fate::Direct(direct::welcome(socket)?),
+        PeerNameKind::Library => match direct::welcome(socket)? {
+            Some(marks) => Fate::Direct(marks),
+            None => return Ok(None),
+        },
         PeerNameKind::Raw => Fate::Raw,
     };
-    Some((fate, peer))
+    Ok(Some((fate, peer)))
 }
 
 impl AsFd for Listener {

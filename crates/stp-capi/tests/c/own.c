@@ -258,6 +258,21 @@ static void few_descriptors(void)
     descriptors(-1);
     check(STPconnect(s, SA(&a), sizeof a) < 0 && errno == EINPROGRESS);
     check(STPclose(s) == 0);
+    /* A connection that cannot be taken for want of descriptors is told of, to both. */
+    int l = listener(5);
+    char byte;
+    nonblocking(l, 1);
+    for (int left = 1; left <= 2; left++) {
+        a = here(local_port(l));
+        s = stream();
+        check(STPconnect(s, SA(&a), sizeof a) == 0);
+        descriptors(left);
+        check(STPaccept(l, NULL, NULL) < 0 && errno == EMFILE);
+        descriptors(-1);
+        check(STPrecv(s, &byte, 1, 0) < 0 && errno == ECONNRESET);
+        check(STPclose(s) == 0);
+    }
+    check(STPclose(l) == 0);
 }
 
 /* The test takes a step when it has read a line, and says so by another. */

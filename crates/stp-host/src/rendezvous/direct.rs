@@ -19,8 +19,9 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socket_with,
 };
 
 /// How long an accepted connection may take to introduce itself.
@@ -142,9 +143,15 @@ impl Marks {
 
 /// An event counter's value, without changing it.
 fn counter_value(counter: &OwnedFd) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", counter.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let value = text
+    value_in(&info(counter).ok()?)
+}
+
+fn info(counter: &OwnedFd) -> io::Result<String> {
+    std::fs::read_to_string(format!("/proc/self/fdinfo/{}", counter.as_raw_fd()))
+}
+
+fn value_in(info: &str) -> Option<u64> {
+    let value = info
         .lines()
         .find_map(|line| line.strip_prefix("eventfd-count:"))?;
     u64::from_str_radix(value.trim(), 16).ok()
@@ -321,20 +328,33 @@ fn introduce(socket: BorrowedFd<'_>, counter: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Takes the introduction of a connection just accepted; `None` if it is not a proper one.
-pub fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
-    let give_up = Instant::now() + PREAMBLE_WAIT;
+/// Takes the introduction of a connection just accepted; `None` if it is not a proper one. An error: this process
+/// has no descriptor left for it, and the connection is lost.
+pub fn welcome(socket: BorrowedFd<'_>) -> io::Result<Option<Marks>> {
+    let introduced = await_introduction(socket, PREAMBLE_WAIT);
+    if introduced {
+        receive(socket)
+    } else {
+        Ok(None)
+    }
+}
+
+fn await_introduction(socket: BorrowedFd<'_>, patience: Duration) -> bool {
+    let give_up = Instant::now() + patience;
     loop {
         let left = give_up.saturating_duration_since(Instant::now());
-        let wait = Timespec::try_from(left).ok()?;
+        let Ok(wait) = Timespec::try_from(left) else {
+            return false;
+        };
         let mut watched = [PollFd::new(&socket, PollFlags::IN)];
         match poll(&mut watched, Some(&wait)) {
-            Ok(0) => return None,
-            Ok(_) => break,
             Err(Errno::INTR) => {}
-            Err(_) => return None,
+            polled => return polled.is_ok_and(|ready| ready > 0),
         }
     }
+}
+
+fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Marks>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -350,14 +370,28 @@ pub fn welcome(socket: BorrowedFd<'_>) -> Option<Marks> {
             counter = fds.last().or(counter);
         }
     }
-    if received.ok()?.bytes != 1 {
-        return None;
-    }
-    let counter = counter?;
+    let Some(received) = received.ok().filter(|received| received.bytes == 1) else {
+        return Ok(None);
+    };
+    let Some(counter) = counter else {
+        let cut = received.flags.contains(ReturnFlags::CTRUNC);
+        return if cut {
+            Err(Errno::MFILE.into())
+        } else {
+            Ok(None)
+        };
+    };
     // It will be written to: it must be a counter, and not one that makes us wait.
-    let nonblocking = fcntl_getfl(&counter).ok()?.contains(OFlags::NONBLOCK);
-    let proper = counter_value(&counter).is_some() || !std::path::Path::new("/proc/self").exists();
-    (nonblocking && proper).then(|| Marks::new(counter, Side::Server))
+    let nonblocking = fcntl_getfl(&counter).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK));
+    let proper = match info(&counter) {
+        Ok(text) => value_in(&text).is_some(),
+        // Looking needs one more descriptor.
+        Err(error) if error.raw_os_error() == Some(Errno::MFILE.raw_os_error()) => {
+            return Err(error);
+        }
+        Err(_) => !std::path::Path::new("/proc/self").exists(),
+    };
+    Ok((nonblocking && proper).then(|| Marks::new(counter, Side::Server)))
 }
 
 #[cfg(test)]
@@ -420,7 +454,7 @@ mod tests {
         let first = try_connect(&dir, 7000, 40_000).unwrap();
         assert_eq!(first.local_port, 40_000);
         let theirs = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
-        assert!(welcome(theirs.as_fd()).is_some());
+        assert!(welcome(theirs.as_fd()).unwrap().is_some());
         // Its port is taken now: the next one gets another.
         let mut waiting = vec![try_connect(&dir, 7000, 40_000).unwrap()];
         assert_ne!(waiting[0].local_port, 40_000);
@@ -442,7 +476,7 @@ mod tests {
         for leaving in [Side::Client, Side::Server] {
             let (ours, theirs) = pair(&dir, &listener);
             let client = ours.marks;
-            let server = welcome(theirs.as_fd()).unwrap();
+            let server = welcome(theirs.as_fd()).unwrap().unwrap();
             assert!(!client.other_left() && !server.other_left());
             let (leaver, other) = match leaving {
                 Side::Client => (&client, &server),
@@ -463,7 +497,7 @@ mod tests {
         let dir = place(root.path());
         let listener = listener(&dir);
         let (ours, theirs) = pair(&dir, &listener);
-        let server = welcome(theirs.as_fd()).unwrap();
+        let server = welcome(theirs.as_fd()).unwrap().unwrap();
         server.leave();
         assert!(ours.marks.other_left());
         server.hold();
@@ -489,18 +523,18 @@ mod tests {
         // Gone before it said a word.
         let (ours, theirs) = bare();
         drop(ours);
-        assert!(welcome(theirs.as_fd()).is_none());
+        assert!(welcome(theirs.as_fd()).unwrap().is_none());
         // A byte without a counter.
         let (ours, theirs) = bare();
         rustix::io::write(&ours, b"x").unwrap();
-        assert!(welcome(theirs.as_fd()).is_none());
+        assert!(welcome(theirs.as_fd()).unwrap().is_none());
         // Something else than a counter, and a counter that would make us wait.
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let waits = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         for wrong in [file, waits] {
             let (ours, theirs) = bare();
             introduce(ours.as_fd(), &wrong).unwrap();
-            assert!(welcome(theirs.as_fd()).is_none());
+            assert!(welcome(theirs.as_fd()).unwrap().is_none());
         }
     }
 }

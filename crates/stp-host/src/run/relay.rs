@@ -105,7 +105,7 @@ fn introduction(program: &OwnedFd) -> io::Result<Option<Marks>> {
     if name.is_none_or(|name| name.kind != PeerNameKind::Library) {
         return Ok(None);
     }
-    let marks = welcome(program.as_fd()).ok_or(io::ErrorKind::InvalidData)?;
+    let marks = welcome(program.as_fd())?.ok_or(io::ErrorKind::InvalidData)?;
     Ok(Some(marks))
 }
 

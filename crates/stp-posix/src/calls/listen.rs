@@ -229,7 +229,7 @@ pub fn accept(fd: RawFd, to: *mut c_void, len: *mut socklen_t, flags: c_int) -> 
             OwnedFd::from_raw_fd(accepted)
         };
         // Gone before it said who it is: the next one.
-        let Some((fate, peer)) = door::identify(&group, borrow(accepted.as_raw_fd())) else {
+        let Some((fate, peer)) = door::identify(&group, borrow(accepted.as_raw_fd()))? else {
             continue;
         };
         let (local, options, tcp_end) = table::with(&socket, |state| {
