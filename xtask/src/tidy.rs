@@ -66,6 +66,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-host/src/engine/board.rs",
     "crates/stp-host/src/forks.rs",
     "crates/stp-medium/src/mapped.rs",
+    "crates/stp-medium/src/slab.rs",
     "crates/stp-medium/src/sys.rs",
     "crates/stp-medium/src/uring.rs",
     "crates/stp-posix/src/",

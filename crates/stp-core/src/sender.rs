@@ -27,6 +27,8 @@ const QUIET_FACTOR: u32 = 6;
 const REWRITE_SCAN: usize = 8;
 /// Buffers kept for reuse, small ones and large ones each.
 const POOL_BUFS: usize = 24;
+/// Large buffers that are on the heap: whoever moves little uses no more, and little of these.
+const HEAP_BUFS: usize = 4;
 /// A segment of at most this many units is copied to a buffer of its size, and the large one reused.
 const SMALL_UNITS: usize = 8;
 /// Full segments that wait for their turn to be written, at the most.
@@ -35,8 +37,11 @@ const AHEAD_MAX: usize = 2;
 const DOORBELL_AFTER: Duration = Duration::from_millis(100);
 
 /// Buffers that are used again and again: fresh memory costs more than what it carries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool {
+    /// Where large ones come from, after the first few.
+    source: fn(usize) -> UnitBuf,
+    large_made: usize,
     small: Vec<UnitBuf>,
     large: Vec<UnitBuf>,
     /// Of one unit, each in the box that it was kept in.
@@ -44,6 +49,16 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    pub(crate) fn new(source: fn(usize) -> UnitBuf) -> Self {
+        Self {
+            source,
+            large_made: 0,
+            small: Vec::new(),
+            large: Vec::new(),
+            boxed: Vec::new(),
+        }
+    }
+
     fn shelf(&mut self, units: usize) -> &mut Vec<UnitBuf> {
         if units <= SMALL_UNITS {
             &mut self.small
@@ -57,7 +72,14 @@ impl Pool {
         let shelf = self.shelf(units);
         match shelf.iter().rposition(|buf| buf.units() == units) {
             Some(at) => shelf.swap_remove(at),
-            None => UnitBuf::zeroed(units),
+            None if units <= SMALL_UNITS => UnitBuf::zeroed(units),
+            None => {
+                self.large_made += 1;
+                match self.large_made <= HEAP_BUFS {
+                    true => UnitBuf::zeroed(units),
+                    false => (self.source)(units),
+                }
+            }
         }
     }
 

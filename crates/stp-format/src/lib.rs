@@ -33,4 +33,4 @@ pub use segment::{
 };
 pub use superblock::{Features, Superblock};
 pub use table::{Scb, ScbState, TableUnit};
-pub use unit::{UNIT_BYTES, UnitBuf};
+pub use unit::{Lender, UNIT_BYTES, UnitBuf};

@@ -1,7 +1,8 @@
 //! The unit: the smallest piece of a volume that is read or written.
 //!
 //! - A unit is 4096 bytes at a multiple of 4096: no two writers ever share a physical sector.
-//! - A [`UnitBuf`] is aligned to its unit, so that it can go to storage without a copy.
+//! - A [`UnitBuf`] is aligned to its unit, so that it can go to storage without a copy. It lies on the heap, or in memory
+//!   that somebody lends.
 
 use alloc::vec::Vec;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -15,19 +16,50 @@ struct Unit([u8; UNIT_BYTES]);
 
 const _: () = assert!(size_of::<Unit>() == UNIT_BYTES && align_of::<Unit>() == UNIT_BYTES);
 
+/// Whose memory buffers lie in that are not on the heap.
+pub trait Lender: Sync {
+    /// A buffer is not used any more.
+    fn take_back(&self, memory: &'static mut [u8]);
+}
+
+/// Memory that goes back to whom it came from.
+struct Lent {
+    units: &'static mut [Unit],
+    lender: &'static dyn Lender,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let units = core::mem::take(&mut self.units);
+        self.lender.take_back(units.as_mut_bytes());
+    }
+}
+
+enum Memory {
+    Heap(Vec<Unit>),
+    Lent(Lent),
+}
+
 /// A whole number of units, aligned for direct I/O.
-#[derive(Clone)]
 pub struct UnitBuf {
-    units: Vec<Unit>,
+    memory: Memory,
 }
 
 impl UnitBuf {
     /// `units` units of zeros.
     pub fn zeroed(units: usize) -> Self {
-        Self {
-            // A failed allocation aborts here as it does for every `Vec`.
-            units: Unit::new_vec_zeroed(units).unwrap_or_default(),
-        }
+        // A failed allocation aborts here as it does for every `Vec`.
+        let heap = Unit::new_vec_zeroed(units).unwrap_or_default();
+        let memory = Memory::Heap(heap);
+        Self { memory }
+    }
+
+    /// A buffer in memory of somebody else's, with whatever stands there; `None` if that is not a whole number of units,
+    /// aligned to one.
+    pub fn lent(memory: &'static mut [u8], lender: &'static dyn Lender) -> Option<Self> {
+        let units = <[Unit]>::mut_from_bytes(memory).ok()?;
+        let memory = Memory::Lent(Lent { units, lender });
+        Some(Self { memory })
     }
 
     /// The fewest units that hold `bytes` bytes, at least one.
@@ -35,34 +67,52 @@ impl UnitBuf {
         bytes.div_ceil(UNIT_BYTES).max(1)
     }
 
+    fn as_units(&self) -> &[Unit] {
+        match &self.memory {
+            Memory::Heap(units) => units,
+            Memory::Lent(lent) => lent.units,
+        }
+    }
+
+    fn as_units_mut(&mut self) -> &mut [Unit] {
+        match &mut self.memory {
+            Memory::Heap(units) => units,
+            Memory::Lent(lent) => lent.units,
+        }
+    }
+
     /// Length in units.
     pub fn units(&self) -> usize {
-        self.units.len()
+        self.as_units().len()
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.units.len() * UNIT_BYTES
+        self.units() * UNIT_BYTES
     }
 
     /// Whether it holds no unit at all.
     pub fn is_empty(&self) -> bool {
-        self.units.is_empty()
+        self.units() == 0
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.units.as_slice().as_bytes()
+        self.as_units().as_bytes()
     }
 
     /// All bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.units.as_mut_slice().as_mut_bytes()
+        self.as_units_mut().as_mut_bytes()
     }
+}
 
-    /// Drops the units behind the first `units`; capacity is kept.
-    pub fn truncate(&mut self, units: usize) {
-        self.units.truncate(units);
+/// A copy lies on the heap.
+impl Clone for UnitBuf {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.units());
+        copy.bytes_mut().copy_from_slice(self.bytes());
+        copy
     }
 }
 

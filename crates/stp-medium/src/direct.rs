@@ -20,6 +20,7 @@ use stp_format::{Geometry, SeatId, UNIT_BYTES, UnitBuf};
 
 use crate::lock;
 use crate::pool::{Passing, Pool};
+use crate::slab;
 use crate::storage::{Writable, locate};
 use crate::uring::Ring;
 use crate::{Completion, Medium, Op, OpId, SeatLock};
@@ -256,6 +257,10 @@ impl Medium for Direct {
             Backend::Ring(ring) => ring.as_fd(),
             Backend::Pool(pool) => pool.as_fd(),
         })
+    }
+
+    fn buffers(&self) -> fn(usize) -> UnitBuf {
+        slab::buffer
     }
 
     fn set_inline(&mut self, inline: bool) {

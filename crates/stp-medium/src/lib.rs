@@ -5,7 +5,7 @@
 //! - Submitting never blocks; completions come back by [`Medium::poll`], in any order.
 //! - A read returns what some write put there, whole or in pieces, now or a while ago: the floors above
 //!   validate, order and repeat.
-//! - `unsafe` lives in `uring.rs`, `mapped.rs` and `sys.rs` only.
+//! - `unsafe` lives in `uring.rs`, `mapped.rs`, `slab.rs` and `sys.rs` only.
 //!
 //! [`open`] gives the medium for a [`VolumeSpec`]; [`local`] is the in-process reference; [`trace`] and
 //! [`fault`] are mediums around mediums; [`conformance`] is what all of them pass.
@@ -20,6 +20,7 @@ mod lock;
 mod mapped;
 mod pool;
 pub mod signature;
+mod slab;
 mod spec;
 mod storage;
 mod sys;
@@ -120,6 +121,11 @@ pub trait Medium: Send {
         self.wait_fd().is_none()
     }
 
+    /// Where buffers that go through here come from: memory that suits its transfers. Their content is whatever it was.
+    fn buffers(&self) -> fn(usize) -> UnitBuf {
+        UnitBuf::zeroed
+    }
+
     /// The storage as memory, if that is what it is and all of it is there now. The answer is good for a moment only: ask
     /// again every millisecond at least.
     fn memory(&mut self) -> Option<Arc<dyn Memory>> {
@@ -175,6 +181,10 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
     fn is_inline(&self) -> bool {
         (**self).is_inline()
+    }
+
+    fn buffers(&self) -> fn(usize) -> UnitBuf {
+        (**self).buffers()
     }
 
     fn memory(&mut self) -> Option<Arc<dyn Memory>> {

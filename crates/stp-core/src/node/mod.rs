@@ -183,7 +183,7 @@ impl Node {
             own: OwnSeat::new(claimed, now),
             links: (0..seats).map(|_| Link::new()).collect(),
             extents: Extents::new(&geometry),
-            pool: Pool::default(),
+            pool: Pool::new(UnitBuf::zeroed),
             streams: Streams::default(),
             next_number: 1,
             next_port: ports.start() + slice * claimed.seat.0,
@@ -211,6 +211,11 @@ impl Node {
             counters: SeatCounters::default(),
             config,
         }
+    }
+
+    /// From now on large buffers come from `source`, which is given their units; their content does not matter.
+    pub fn set_buffers(&mut self, source: fn(usize) -> UnitBuf) {
+        self.pool = Pool::new(source);
     }
 
     /// Its seat.

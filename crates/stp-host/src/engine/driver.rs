@@ -154,8 +154,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     ) -> Self {
         let now = clock.now();
         let (system, volume) = (config.system, config.volume);
+        let mut node = Node::new(config, claimed, now);
+        node.set_buffers(medium.buffers());
         Self {
-            node: Node::new(config, claimed, now),
+            node,
             clock,
             local,
             streams: NumberMap::default(),
