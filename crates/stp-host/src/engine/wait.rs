@@ -1,7 +1,8 @@
 //! The engine's one wait: sockets, storage and commands under one epoll, until the next deadline.
 //!
-//! - A deadline is kept to the microsecond: it is the wait's own time-out, in nanoseconds (`epoll_pwait2`; where there is none,
-//!   `ppoll` and `epoll_wait` together).
+//! - A deadline that is near is kept to the microsecond: `epoll_wait` counts whole milliseconds, so `ppoll` waits for the epoll
+//!   then. A look at the storage that comes a millisecond late is one that a round trip waits for. (`epoll_pwait2` would
+//!   do both, but filters in front of the kernel kill programs for it.)
 //! - Collecting needs no hold on the engine: what was collected is noted by whoever drives next.
 //! - An early wake-up is possible and harmless.
 
@@ -23,6 +24,8 @@ const EVENTS_MAX: usize = 256;
 /// Stand for other sources than streams. A node's stream numbers never get that far.
 const KICK: u64 = u64::MAX;
 const STORAGE: u64 = u64::MAX - 1;
+/// A wait of at least this may end a millisecond late.
+const NEAR_MAX: Duration = Duration::from_millis(10);
 /// How much later than asked for a wait may end, so that the kernel can end several at once: it would take 50 us, which is
 /// as long as a nap between two looks.
 const SLACK_NS: u64 = 1000;
@@ -69,23 +72,24 @@ pub(super) fn collect(
     timeout: Option<Duration>,
     into: &mut Vec<Noted>,
 ) -> io::Result<()> {
-    let timeout = timeout.map(|timeout| Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    });
+    let near = timeout.filter(|timeout| !timeout.is_zero() && *timeout < NEAR_MAX);
+    if let Some(near) = near {
+        let mut watched = [PollFd::new(epoll, PollFlags::IN)];
+        match poll(&mut watched, Some(&timespec(near))) {
+            Ok(0) | Err(Errno::INTR) => return Ok(()),
+            Ok(_) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let timeout = if near.is_some() {
+        Some(Duration::ZERO)
+    } else {
+        timeout
+    };
     let mut space = [const { MaybeUninit::<Event>::uninit() }; EVENTS_MAX];
-    let events = match epoll::wait(epoll, &mut space, timeout.as_ref()) {
+    let events = match epoll::wait(epoll, &mut space, timeout.map(timespec).as_ref()) {
         Ok((events, _)) => events,
         Err(Errno::INTR) => return Ok(()),
-        // A kernel before 5.11, or a filter in front of it, which knows whole milliseconds only.
-        Err(Errno::NOSYS | Errno::PERM) if timeout.is_some_and(|t| t != Timespec::default()) => {
-            let mut watched = [PollFd::new(epoll, PollFlags::IN)];
-            return match poll(&mut watched, timeout.as_ref()) {
-                Ok(0) | Err(Errno::INTR) => Ok(()),
-                Ok(_) => collect(epoll, Some(Duration::ZERO), into),
-                Err(errno) => Err(errno.into()),
-            };
-        }
         Err(errno) => return Err(errno.into()),
     };
     into.extend(events.iter().map(|event| Noted {
@@ -93,4 +97,11 @@ pub(super) fn collect(
         flags: event.flags,
     }));
     Ok(())
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
 }
