@@ -35,8 +35,10 @@ pub struct Timings {
     pub dead: Duration,
     /// Shortest nap between two looks at a link that has just been busy.
     pub poll_min: Duration,
-    /// Longest interval between two looks at the seat directory.
+    /// Longest interval between two looks at the seat directory while there was traffic lately.
     pub poll_max: Duration,
+    /// Longest interval between two looks at the seat directory after seconds of silence.
+    pub poll_idle: Duration,
     /// How long after news a link is looked at without a nap.
     pub poll_hot: Duration,
     /// Silence of a link after which only the directory tells of news.
@@ -66,6 +68,7 @@ impl Default for Timings {
             dead: Duration::from_secs(60),
             poll_min: Duration::from_micros(100),
             poll_max: Duration::from_millis(20),
+            poll_idle: Duration::from_millis(50),
             poll_hot: Duration::from_millis(2),
             link_idle: Duration::from_millis(250),
             poll_iops: 0,
@@ -80,6 +83,11 @@ impl Default for Timings {
 }
 
 impl Timings {
+    /// The longest interval between two looks at the seat directory at all.
+    pub(crate) fn poll_longest(&self) -> Duration {
+        self.poll_idle.max(self.poll_max)
+    }
+
     /// The part that peers read.
     pub(crate) fn published(&self) -> SeatTimings {
         let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
@@ -87,7 +95,7 @@ impl Timings {
             heartbeat_ms: ms(self.heartbeat),
             suspect_ms: ms(self.suspect),
             dead_ms: ms(self.dead),
-            poll_max_us: u32::try_from(self.poll_max.as_micros()).unwrap_or(u32::MAX),
+            poll_max_us: u32::try_from(self.poll_longest().as_micros()).unwrap_or(u32::MAX),
         }
     }
 }

@@ -109,8 +109,8 @@ impl Builder {
         self
     }
 
-    /// The longest interval between two looks of an engine of this process at the volume; 20 ms unless told
-    /// otherwise, between 0.1 ms and a second.
+    /// The longest interval between two looks of an engine of this process at the volume, between 0.1 ms and a second.
+    /// Unless told otherwise it is 20 ms, and 50 ms after seconds of silence.
     pub fn poll_interval(mut self, longest: Duration) -> Self {
         self.tuning.poll_max = Some(longest);
         self

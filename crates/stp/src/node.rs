@@ -121,6 +121,7 @@ fn embedded(
         if let Some(longest) = tuning.poll_max {
             let timings = &mut config.timings;
             timings.poll_max = longest.clamp(timings.poll_min, POLL_MAX_MOST);
+            timings.poll_idle = timings.poll_max;
         }
         if let Some(most) = tuning.poll_iops {
             config.timings.poll_iops = most;

@@ -294,13 +294,19 @@ pub(super) struct Idle {
     pub(super) cpu_percent: f64,
 }
 
+/// A while in which nothing happens, and how long before it nothing does either.
+#[derive(Clone, Copy)]
+pub(super) struct Rest {
+    pub(super) settle: Duration,
+    pub(super) time: Duration,
+}
+
 /// The mate's node while nothing happens.
-pub(super) fn idle(world: &mut World, streams: u64, time: Duration) -> Result<Idle, CliError> {
-    // Until the links are idle too.
-    thread::sleep(Duration::from_millis(500));
+pub(super) fn idle(world: &mut World, streams: u64, rest: Rest) -> Result<Idle, CliError> {
+    thread::sleep(rest.settle);
     let before = world.mate_spent()?;
     let start = Instant::now();
-    thread::sleep(time);
+    thread::sleep(rest.time);
     let after = world.mate_spent()?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Idle {

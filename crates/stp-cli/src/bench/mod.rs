@@ -36,6 +36,10 @@ const STREAM_WEIGHT: u32 = 2;
 /// The least that a single measurement takes.
 const CELL_MIN: Duration = Duration::from_millis(10);
 const IDLE_MIN: Duration = Duration::from_secs(2);
+/// Silence before an idle node is measured: until its links are idle, and where there is time until it looks at the
+/// volume as seldom as it ever does.
+const SETTLE_MIN: Duration = Duration::from_millis(500);
+const SETTLE_MAX: Duration = Duration::from_millis(3500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -155,7 +159,7 @@ struct Plan {
     streams: bool,
     many: Vec<u64>,
     connects: bool,
-    idle: Option<Duration>,
+    idle: Option<measure::Rest>,
     total: Duration,
     /// Measurements in a round, by their weight.
     cells: u32,
@@ -186,9 +190,10 @@ impl Plan {
             .collect();
         let connects = args.wants(Part::Connect);
         let total = Duration::from_secs(u64::from(args.seconds));
-        let idle = args
-            .wants(Part::Idle)
-            .then(|| (total / 20).max(IDLE_MIN).min(total));
+        let idle = args.wants(Part::Idle).then(|| measure::Rest {
+            settle: (total / 12).clamp(SETTLE_MIN, SETTLE_MAX),
+            time: (total / 20).max(IDLE_MIN).min(total),
+        });
         let connecting = ways.iter().filter(|way| way.connects()).count();
         let cells = ways.len() * TRIP_SIZES.len() * usize::from(trips)
             + ways.len() * STREAM_SIZES.len() * usize::from(streams) * STREAM_WEIGHT as usize
@@ -213,13 +218,14 @@ impl Plan {
         signals: &EndSignals,
         begin: Instant,
     ) -> Result<usize, CliError> {
-        if let Some(time) = self.idle {
-            rounds.idle.push(measure::idle(world, 0, time)?);
+        if let Some(rest) = self.idle {
+            rounds.idle.push(measure::idle(world, 0, rest)?);
         }
         let mut besides = Duration::ZERO;
         for round in 0..ROUNDS {
             let idle = self.idle.filter(|_| round == 0);
-            let reserved = begin.elapsed() + idle.unwrap_or_default();
+            let resting = idle.map_or(Duration::ZERO, |rest| rest.settle + rest.time);
+            let reserved = begin.elapsed() + resting;
             let left = self.total.saturating_sub(reserved);
             let cell = match cell_time(left, ROUNDS - round, self.cells, besides) {
                 Some(cell) => cell,
@@ -228,21 +234,19 @@ impl Plan {
             };
             let start = Instant::now();
             self.round(world, rounds, signals, cell, idle)?;
-            besides = start
-                .elapsed()
-                .saturating_sub(cell * self.cells + idle.unwrap_or_default());
+            besides = start.elapsed().saturating_sub(cell * self.cells + resting);
         }
         Ok(ROUNDS)
     }
 
-    /// Everything once; with an `idle` time, what the most streams cost that carry nothing besides.
+    /// Everything once; with an `idle` rest, what the most streams cost that carry nothing besides.
     fn round(
         &self,
         world: &mut World,
         rounds: &mut Rounds,
         signals: &EndSignals,
         cell: Duration,
-        idle: Option<Duration>,
+        idle: Option<measure::Rest>,
     ) -> Result<(), CliError> {
         let interrupted = || match signals.seen() {
             Some(_) => Err(CliError::new("interrupted: the bench's nodes have left")),
@@ -266,8 +270,8 @@ impl Plan {
                 let key = (*way, *streams);
                 rounds.many.entry(key).or_default().push(rate);
                 let most = *way == Way::Embedded && Some(streams) == self.many.last();
-                if let Some(time) = idle.filter(|_| most) {
-                    rounds.idle.push(measure::idle(world, *streams, time)?);
+                if let Some(rest) = idle.filter(|_| most) {
+                    rounds.idle.push(measure::idle(world, *streams, rest)?);
                 }
                 drop(conns);
             }

@@ -66,6 +66,7 @@ impl Node {
             }
             return;
         }
+        self.active_at = now;
         if look == Look::Damaged {
             let what = "a segment stays longer than its slot";
             self.events.push_back(Event::PeerBroken(seat, what));

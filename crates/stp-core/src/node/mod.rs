@@ -153,6 +153,8 @@ pub struct Node {
     resolving_covered: usize,
     directory_at: Time,
     directory_full_at: Time,
+    /// When a link last carried something.
+    active_at: Time,
     looks_at: Time,
     /// The link whose slots are looked at first.
     look_turn: usize,
@@ -201,6 +203,7 @@ impl Node {
             resolving_covered: 0,
             directory_at: now,
             directory_full_at: now,
+            active_at: now,
             looks_at: now,
             look_turn: 0,
             directory_turn: false,

@@ -12,6 +12,8 @@ const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// How long a peer that wrote what no node writes is cut off at first, doubling up to [`SHUN_MAX`].
 const SHUN_FIRST: Duration = Duration::from_millis(100);
 const SHUN_MAX: Duration = Duration::from_secs(60);
+/// An idle node's pause between two looks at the directory is this part of the silence on all its links.
+const IDLE_PART: u32 = 64;
 /// The shortest pause between two looks for a ring that a peer is about to name.
 const RING_NAP: Duration = Duration::from_millis(1);
 /// Between two reads of the whole directory.
@@ -47,7 +49,9 @@ impl Node {
     fn directory_nap(&self, now: Time) -> Duration {
         let timings = &self.config.timings;
         let waits = self.links.iter().filter_map(Link::awaits_ring).max();
-        waits.map_or(timings.poll_max, |since| {
+        let silence = now.since(self.active_at);
+        let idle = (silence / IDLE_PART).clamp(timings.poll_max, timings.poll_longest());
+        waits.map_or(idle, |since| {
             (now.since(since) / crate::receiver::NAP_PART).clamp(RING_NAP, timings.poll_max)
         })
     }

@@ -416,6 +416,7 @@ impl Node {
         let timings = &self.config.timings;
         let link = &mut self.links[seat];
         if let Some(outgoing) = &mut link.outgoing {
+            self.active_at = now;
             let wants_ack = outgoing.has_frames() || outgoing.crowded();
             let doorbell = outgoing.needs_doorbell(now);
             let info = SegmentInfo {
