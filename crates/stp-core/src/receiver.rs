@@ -6,6 +6,8 @@
 //! - Looks at further slots begin when the one before is known to be there, up to the depth. Each look that comes too
 //!   early costs as much as reading what it looks for: while large segments come one way, it is followed by a nap after
 //!   which several will be there.
+//! - Then one look finds several: it is at a slot further on, and if that has its segment, those before it have theirs, or
+//!   are about to. They are read whole, side by side. Only where it finds nothing is the next slot itself looked at.
 //! - The nap between two looks grows with the silence; after `link_idle` only the directory tells.
 //! - What this node sends after that makes an answer likely, as long as the peer's answers come promptly: then it looks
 //!   again from that moment on. For the answer to an opening it does so in any case.
@@ -31,6 +33,8 @@ const BULK_NAP_GAPS: u32 = 2;
 const BULK_NAP_MAX: Duration = Duration::from_millis(1);
 /// A ring of fewer slots holds up its writer if its reader naps longer than a gap.
 const BULK_NAP_SLOTS: u32 = 8;
+/// So many large segments are found by one look.
+const FAR_SLOTS: usize = 4;
 /// The part of the last gap in the mean.
 const GAP_PART: u32 = 8;
 /// The nap while this node sends in bulk and only acknowledgements come back.
@@ -76,13 +80,23 @@ impl Expected {
 struct Stage {
     reading: bool,
     late: u32,
-    /// The segment is there; this many units.
+    /// The segment is there, or said to be; this many units.
     units: Option<usize>,
     segment: Option<UnitBuf>,
-    look_at: Time,
+    /// When it is read again.
+    read_at: Time,
 }
 
 impl Stage {
+    fn is_unknown(&self) -> bool {
+        self.units.is_none()
+    }
+
+    /// Whether it is to be read whole.
+    fn is_to_read(&self) -> bool {
+        self.units.is_some() && !self.reading && self.segment.is_none()
+    }
+
     /// What stands here cannot be right: late, torn or damaged. It is looked at again.
     fn late(&mut self, now: Time, looks_free: bool) -> Look {
         self.late = self.late.saturating_add(1);
@@ -90,7 +104,7 @@ impl Stage {
             true => LATE_PAUSE_FREE * (1 << self.late.min(15)),
             false => LATE_PAUSE * (1 << self.late.min(9)),
         };
-        self.look_at = now + pause.min(LATE_PAUSE_MAX);
+        self.read_at = now + pause.min(LATE_PAUSE_MAX);
         if self.late == LATE_REPORT {
             Look::Damaged
         } else {
@@ -117,6 +131,11 @@ pub(crate) struct Incoming {
     looks_free: bool,
     next_seq: Seq,
     stages: VecDeque<Stage>,
+    /// When the first slot of which nothing is known is looked at.
+    look_at: Time,
+    /// That look may be at a slot further on; the one under way that is.
+    far: bool,
+    far_look: Option<Seq>,
     news_at: Time,
     last_units: usize,
     /// Between large segments that come one after the other, as a mean; 0 while none come.
@@ -142,6 +161,9 @@ impl Incoming {
             looks_free,
             next_seq: Seq(1),
             stages: VecDeque::new(),
+            look_at: now,
+            far: true,
+            far_look: None,
             news_at: now,
             last_units: 1,
             gap: Duration::ZERO,
@@ -191,8 +213,9 @@ impl Incoming {
     /// Something makes news likely: look again from now on.
     pub(crate) fn wake(&mut self, now: Time) {
         self.news_at = now;
+        self.look_at = now;
         if let Some(head) = self.stages.front_mut() {
-            head.look_at = now;
+            head.read_at = now;
         }
     }
 
@@ -232,9 +255,10 @@ impl Incoming {
         (self.gap * gaps).clamp(BULK_NAP_MIN, BULK_NAP_MAX)
     }
 
-    /// A segment of so many units was seen for the first time. The gap before an answer says nothing about the next.
-    fn learn_gap(&mut self, now: Time, units: usize) {
-        let gap = now.since(self.sighted_at).min(BULK_NAP_MAX);
+    /// So many segments of about so many units were seen for the first time. The gap before an answer says nothing about
+    /// the next.
+    fn learn_gap(&mut self, now: Time, units: usize, segments: u32) {
+        let gap = (now.since(self.sighted_at) / segments).min(BULK_NAP_MAX);
         if units <= GUESS_UNITS_MAX {
             self.gap = Duration::ZERO;
         } else if self.asked_at.is_none() || self.gap.is_zero() {
@@ -255,52 +279,73 @@ impl Incoming {
         timings: &Timings,
         depth: usize,
     ) -> Option<(Seq, usize)> {
-        let idle = self.idle(now, timings);
         let whole = usize::from(self.ring.slot_units);
-        for ahead in 0..depth.min(self.slots as usize) {
-            if ahead > 0 && self.stages[ahead - 1].units.is_none() {
-                return None;
-            }
-            if ahead == self.stages.len() {
-                self.stages.push_back(Stage {
-                    look_at: now,
-                    ..Stage::default()
-                });
-            }
-            let guess = match self.last_units {
-                units @ 1..=GUESS_UNITS_MAX => units,
-                _ => 1,
-            };
-            let stage = &mut self.stages[ahead];
-            let known = stage.units.is_some();
-            if stage.reading || stage.segment.is_some() || stage.look_at > now || (idle && !known) {
-                continue;
-            }
-            stage.reading = true;
-            let units = stage.units.unwrap_or(guess);
-            return Some((Seq(self.next_seq.0 + ahead as u64), units.min(whole)));
+        let known = self.known_to_read(depth).find(|(_, at)| *at <= now);
+        let (ahead, units) = match known {
+            Some((ahead, _)) => (ahead, self.stages[ahead].units?),
+            None => self.next_look(now, timings, depth)?,
+        };
+        self.stages[ahead].reading = true;
+        Some((Seq(self.next_seq.0 + ahead as u64), units.min(whole)))
+    }
+
+    /// The slots to be read whole, as far as there is room for them among the reads under way, and when.
+    fn known_to_read(&self, depth: usize) -> impl Iterator<Item = (usize, Time)> {
+        let under_way = self.stages.iter().filter(|stage| stage.reading).count();
+        let known = self.stages.iter().enumerate();
+        let known = known.filter(move |(_, stage)| under_way < depth && stage.is_to_read());
+        known.map(|(ahead, stage)| (ahead, stage.read_at))
+    }
+
+    /// The slot to be looked at, and how many units of it.
+    fn next_look(&mut self, now: Time, timings: &Timings, depth: usize) -> Option<(usize, usize)> {
+        let due = self.look_due(now, timings, depth)?;
+        if due > now {
+            return None;
         }
-        None
+        let mut ahead = self.front();
+        let mut units = 1;
+        let far = ahead + FAR_SLOTS - 1;
+        if self.may_look_far(now, timings) && self.stages.get(far).is_none_or(Stage::is_unknown) {
+            ahead = far;
+            self.far_look = Some(Seq(self.next_seq.0 + far as u64));
+        } else if (1..=GUESS_UNITS_MAX).contains(&self.last_units) {
+            units = self.last_units;
+        }
+        while self.stages.len() <= ahead {
+            self.stages.push_back(Stage::default());
+        }
+        Some((ahead, units))
+    }
+
+    /// The first slot of which nothing is known.
+    fn front(&self) -> usize {
+        let unknown = self.stages.iter().position(Stage::is_unknown);
+        unknown.unwrap_or(self.stages.len())
+    }
+
+    /// When the next look at a slot of which nothing is known is due, if none is under way.
+    fn look_due(&self, now: Time, timings: &Timings, depth: usize) -> Option<Time> {
+        let front = self.front();
+        let looking = self.stages.get(front).is_some_and(|stage| stage.reading);
+        let may = front < depth.min(self.slots as usize) && !looking && self.far_look.is_none();
+        (may && !self.idle(now, timings)).then_some(self.look_at)
+    }
+
+    /// Whether a look at a slot further on is worth it.
+    fn may_look_far(&self, now: Time, timings: &Timings) -> bool {
+        self.far
+            && !self.gap.is_zero()
+            && self.asked_at.is_none()
+            && !self.looks_free
+            && self.slots >= BULK_NAP_SLOTS
+            && now.since(self.news_at) < timings.poll_hot
     }
 
     /// When the next look is due.
     pub(crate) fn due(&self, now: Time, timings: &Timings, depth: usize) -> Option<Time> {
-        let idle = self.idle(now, timings);
-        if self.stages.is_empty() {
-            return (!idle).then_some(now);
-        }
-        let mut due = None;
-        for (ahead, stage) in self.stages.iter().enumerate().take(depth) {
-            let known = stage.units.is_some();
-            if !stage.reading && stage.segment.is_none() && (known || !idle) {
-                due = earliest(due, Some(stage.look_at));
-            }
-            let next_is_new = ahead + 1 == self.stages.len() && ahead + 1 < depth;
-            if known && next_is_new && ahead + 1 < self.slots as usize {
-                due = earliest(due, Some(now));
-            }
-        }
-        due
+        let read = self.known_to_read(depth).map(|(_, at)| at).min();
+        earliest(read, self.look_due(now, timings, depth))
     }
 
     /// A look has ended; a buffer that is not kept comes back.
@@ -315,44 +360,66 @@ impl Incoming {
     ) -> (Look, Option<UnitBuf>) {
         let nap = self.nap(now, timings, sends_bulk).max(self.bulk_nap());
         let whole = usize::from(self.ring.slot_units);
-        let Some(stage) = seq
-            .0
-            .checked_sub(self.next_seq.0)
-            .and_then(|at| self.stages.get_mut(at as usize))
-        else {
+        let far = self.far_look == Some(seq);
+        if far {
+            self.far_look = None;
+        }
+        let ahead = seq.0.checked_sub(self.next_seq.0).map(|at| at as usize);
+        let Some((ahead, stage)) = ahead.and_then(|at| Some((at, self.stages.get_mut(at)?))) else {
             return (Look::Nothing, buf);
         };
         stage.reading = false;
         let Some(buf) = buf else {
             // The read failed.
-            stage.look_at = now + nap.max(timings.poll_max);
+            let at = now + nap.max(timings.poll_max);
+            stage.read_at = at;
+            self.look_at = at;
             return (Look::Nothing, None);
         };
-        match peek_segment(buf.bytes(), expected.volume) {
-            Ok((info, len)) if expected.matches(&info, seq) => {
-                let units = UnitBuf::units_for(len);
-                if units > whole {
-                    return (stage.late(now, self.looks_free), Some(buf));
-                }
-                let sighted = stage.units.replace(units).is_none();
-                stage.look_at = now;
-                self.news_at = now;
-                let whole = units <= buf.units();
-                let mut buf = Some(buf);
-                if whole {
-                    stage.segment = buf.take();
-                }
-                if sighted {
-                    self.learn_gap(now, units);
-                }
-                (Look::Found, buf)
-            }
+        let len = match peek_segment(buf.bytes(), expected.volume) {
+            Ok((info, len)) if expected.matches(&info, seq) => len,
             // Zeros, an older segment, another session's: nothing new yet.
             Ok(_) | Err(_) => {
-                stage.look_at = now + nap;
-                (Look::Nothing, Some(buf))
+                stage.units = None;
+                self.far = !far;
+                self.look_at = if far { now } else { now + nap };
+                return (Look::Nothing, Some(buf));
+            }
+        };
+        let units = UnitBuf::units_for(len);
+        if units > whole {
+            let look = stage.late(now, self.looks_free);
+            self.look_at = stage.read_at;
+            return (look, Some(buf));
+        }
+        let sighted = stage.units.replace(units).is_none();
+        stage.read_at = now;
+        self.news_at = now;
+        let mut buf = Some(buf);
+        if units <= buf.as_ref().map_or(0, UnitBuf::units) {
+            stage.segment = buf.take();
+        }
+        if sighted {
+            self.handle_sighted(now, ahead, units, far);
+        }
+        (Look::Found, buf)
+    }
+
+    /// A segment was seen for the first time, by a look at a slot `far` ahead or at the next one.
+    fn handle_sighted(&mut self, now: Time, ahead: usize, units: usize, far: bool) {
+        let mut segments = 1;
+        for stage in self.stages.iter_mut().take(ahead) {
+            if stage.is_unknown() {
+                stage.units = Some(units);
+                stage.read_at = now;
+                segments += 1;
             }
         }
+        self.learn_gap(now, units, segments);
+        // What was not found further on will be after a nap.
+        let early = !far && !self.far;
+        self.far = true;
+        self.look_at = if early { now + self.bulk_nap() } else { now };
     }
 
     /// The next segment in order, if it was read whole. Take it in and call [`Incoming::advance`], or
@@ -412,5 +479,179 @@ impl Incoming {
     pub(crate) fn acknowledged(&mut self) {
         self.owed = 0;
         self.owed_since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use stp_format::SegmentBuilder;
+
+    const VOLUME: VolumeId = VolumeId([7; 16]);
+    const SLOT_UNITS: usize = 64;
+    /// Longer than the naps here.
+    const TICK: Duration = Duration::from_micros(400);
+
+    fn expected() -> Expected {
+        Expected {
+            volume: VOLUME,
+            writer: SeatId(0),
+            writer_incarnation: Incarnation(1),
+            reader: SeatId(1),
+            reader_incarnation: Incarnation(2),
+            epoch: Epoch(1),
+        }
+    }
+
+    /// A reader of a ring of 16 large slots, and what its writer has written.
+    struct Reader {
+        incoming: Incoming,
+        timings: Timings,
+        now: Time,
+        written: u64,
+        /// Slots read since the last question, by the number of the segment, and units.
+        reads: Vec<(u64, usize)>,
+    }
+
+    impl Reader {
+        fn new() -> Self {
+            let geometry = Geometry::plan(256 << 20, 16).expect("the default");
+            let ring = geometry.ring(0, 16);
+            let now = Time::ZERO + Duration::from_secs(1);
+            Self {
+                incoming: Incoming::new(&geometry, ring, now, false),
+                timings: Timings::default(),
+                now,
+                written: 0,
+                reads: Vec::new(),
+            }
+        }
+
+        /// The first units of what stands in the slot of a segment.
+        fn content(&self, seq: Seq, units: usize) -> UnitBuf {
+            let mut buf = UnitBuf::zeroed(units);
+            if seq.0 <= self.written {
+                let mut builder = SegmentBuilder::new(UnitBuf::zeroed(SLOT_UNITS));
+                let room = builder.data_room();
+                let key = stp_format::StreamKey {
+                    by_writer: true,
+                    number: 1,
+                };
+                builder.append_data(key, 0, &vec![1; room]);
+                let e = expected();
+                let info = SegmentInfo {
+                    writer: e.writer,
+                    reader: e.reader,
+                    writer_incarnation: e.writer_incarnation,
+                    reader_incarnation: e.reader_incarnation,
+                    epoch: e.epoch,
+                    seq,
+                    acked_epoch: Epoch(0),
+                    acked_seq: Seq(0),
+                    wants_ack: true,
+                };
+                let (segment, _) = builder.seal_bytes(VOLUME, &info);
+                buf.bytes_mut()
+                    .copy_from_slice(&segment.bytes()[..units * stp_format::UNIT_BYTES]);
+            }
+            buf
+        }
+
+        /// Does what is due now, to its end, and takes in what has come.
+        fn work(&mut self) {
+            while let Some((seq, units)) = self.incoming.next_read(self.now, &self.timings, 4) {
+                self.reads.push((seq.0, units));
+                let buf = Some(self.content(seq, units));
+                let (now, timings) = (self.now, &self.timings);
+                self.incoming
+                    .handle_read(now, seq, buf, &expected(), timings, false);
+                while self.incoming.head().is_some() {
+                    self.incoming.advance(self.now, true, false);
+                }
+            }
+        }
+
+        /// So many more segments are written, and the reader's nap is over.
+        fn write(&mut self, segments: u64) {
+            self.written += segments;
+            self.now = self.now + TICK;
+            self.work();
+        }
+
+        fn take_reads(&mut self) -> Vec<(u64, usize)> {
+            core::mem::take(&mut self.reads)
+        }
+    }
+
+    /// It has taken in a few large segments, one after the other.
+    fn warm() -> Reader {
+        let mut reader = Reader::new();
+        for _ in 0..4 {
+            reader.write(1);
+        }
+        reader.write(0);
+        reader.write(0);
+        assert_eq!(reader.incoming.taken(), Seq(4));
+        reader.take_reads();
+        reader
+    }
+
+    #[test]
+    fn one_look_finds_several_large_segments() {
+        let mut reader = warm();
+        reader.write(4);
+        let reads = reader.take_reads();
+        assert_eq!(reader.incoming.taken(), Seq(8));
+        let looks = reads.iter().filter(|(seq, units)| *units == 1 && *seq <= 8);
+        assert_eq!(looks.copied().collect::<Vec<_>>(), [(8, 1)], "{reads:?}");
+    }
+
+    #[test]
+    fn where_fewer_came_the_next_slot_tells() {
+        let mut reader = warm();
+        reader.write(1);
+        // What was missed further on does not hide it for longer than a nap.
+        reader.write(0);
+        assert_eq!(reader.incoming.taken(), Seq(5));
+    }
+
+    #[test]
+    fn a_slot_that_was_said_to_be_filled_and_is_not_is_looked_at_again() {
+        let mut reader = warm();
+        reader.now = reader.now + TICK;
+        let (now, timings) = (reader.now, reader.timings);
+        let (seq, units) = reader.incoming.next_read(now, &timings, 4).expect("due");
+        assert_eq!((seq, units), (Seq(8), 1));
+        // The eighth is there, the fifth to the seventh are not yet.
+        reader.written = 8;
+        let buf = Some(reader.content(seq, units));
+        reader.written = 4;
+        reader
+            .incoming
+            .handle_read(now, seq, buf, &expected(), &timings, false);
+        reader.work();
+        assert_eq!(reader.incoming.taken(), Seq(4));
+        assert!(reader.take_reads().len() < 16);
+        reader.write(4);
+        reader.write(0);
+        reader.write(0);
+        assert_eq!(reader.incoming.taken(), Seq(8));
+    }
+
+    #[test]
+    fn where_all_is_quiet_nothing_is_looked_at_further_on() {
+        let mut reader = warm();
+        for _ in 0..100 {
+            reader.now = reader.now + Duration::from_millis(2);
+            reader.work();
+        }
+        reader.take_reads();
+        for _ in 0..10 {
+            reader.now = reader.now + Duration::from_millis(5);
+            reader.work();
+        }
+        assert!(reader.take_reads().iter().all(|(seq, _)| *seq == 5));
     }
 }
