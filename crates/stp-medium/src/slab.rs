@@ -4,11 +4,12 @@
 //! - A slab is as large as a huge page and is cut into buffers of one size. It is never given back to the system, but its
 //!   buffers are used again, by every engine of the process: there are as many as were ever used at the same time.
 //! - Where the system has no huge pages to give, a slab is ordinary memory.
+//! - A process forked while another thread was in here finds it locked for ever: then buffers are on the heap.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::ptr::null_mut;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use stp_format::{Lender, UNIT_BYTES, UnitBuf};
@@ -16,10 +17,14 @@ use stp_format::{Lender, UNIT_BYTES, UnitBuf};
 const SLAB_BYTES: usize = 2 << 20;
 /// Smaller buffers are on the heap.
 const BUFFER_BYTES_MIN: usize = 128 << 10;
+/// Tries for a lock that everybody holds for some microseconds at the most.
+const TRIES_MAX: u32 = 10_000;
 
 /// Buffers that nobody uses, by their size.
+type Free = BTreeMap<usize, Vec<&'static mut [u8]>>;
+
 struct Slabs {
-    free: Mutex<BTreeMap<usize, Vec<&'static mut [u8]>>>,
+    free: Mutex<Free>,
 }
 
 static SLABS: Slabs = Slabs {
@@ -36,12 +41,19 @@ pub(crate) fn buffer(units: usize) -> UnitBuf {
 }
 
 impl Slabs {
-    fn free(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<&'static mut [u8]>>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free(&self) -> Option<MutexGuard<'_, Free>> {
+        for _ in 0..TRIES_MAX {
+            match self.free.try_lock() {
+                Ok(free) => return Some(free),
+                Err(TryLockError::Poisoned(free)) => return Some(free.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+        None
     }
 
     fn take(&self, bytes: usize) -> Option<&'static mut [u8]> {
-        let mut free = self.free();
+        let mut free = self.free()?;
         let free = free.entry(bytes).or_default();
         if free.is_empty() {
             free.extend(slab()?.chunks_exact_mut(bytes));
@@ -52,7 +64,9 @@ impl Slabs {
 
 impl Lender for Slabs {
     fn take_back(&self, memory: &'static mut [u8]) {
-        self.free().entry(memory.len()).or_default().push(memory);
+        if let Some(mut free) = self.free() {
+            free.entry(memory.len()).or_default().push(memory);
+        }
     }
 }
 
@@ -91,7 +105,8 @@ mod tests {
             assert!(buffer.bytes().iter().all(|byte| *byte == number));
         }
         drop(buffers);
-        assert!(SLABS.free().get(&(64 * UNIT_BYTES)).map_or(0, Vec::len) >= 20);
+        let free = SLABS.free().unwrap();
+        assert!(free.get(&(64 * UNIT_BYTES)).map_or(0, Vec::len) >= 20);
     }
 
     #[test]

@@ -4,7 +4,6 @@ use super::*;
 use crate::directory::Lost;
 use crate::link::Ending;
 use crate::receiver::Incoming;
-
 use stp_format::Incarnation;
 
 /// How long what a dead peer had published is still read.
