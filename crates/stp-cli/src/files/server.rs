@@ -1,6 +1,6 @@
 //! The server of a folder: answers commands on any number of connections.
 //!
-//! - A connection has a thread; more than [`SESSIONS_MAX`] wait to be accepted. One that wants nothing for [`IDLE_MAX`] is cut.
+//! - A connection has a thread; more than [`SESSIONS_MAX`] wait to be accepted. One that wants nothing for 30 seconds is cut.
 //! - Nothing outside the served folder is opened, whatever a client names and whatever links the folder holds.
 //! - A client that comes again after a lost connection first ends what is left of the old one, so that it finds its partial
 //!   files unlocked.
