@@ -389,6 +389,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     }
 
     fn deliver(&mut self, now: Time) -> bool {
+        // A stream whose opening the node has not told yet has no socket here.
+        self.drain_events(now);
         let mut bytes_left = STEP_BYTES_MAX;
         for _ in 0..DELIVERIES_MAX {
             if bytes_left == 0 {
@@ -397,6 +399,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             let Some((id, bytes)) = self.node.poll_deliver() else {
                 return false;
             };
+            if self.openings.contains_key(&id) || self.journeys.adopting.contains_key(&id) {
+                return true; // there were more events than are taken at once
+            }
             let lane = self.streams.get_mut(&id).map(|stream| &mut stream.lane);
             let share = lane.map_or(usize::MAX, |lane| lane.share(now, bytes.len()));
             if share == 0 {
