@@ -49,6 +49,9 @@ impl World {
                 return;
             }
             let Some(io) = claim.poll_io() else {
+                if medium.has_done() {
+                    continue;
+                }
                 let due = claim.poll_timeout();
                 let this = &mut self.nodes[node];
                 this.step_at = due.map(|at| this.rate.world(at).max(self.now + US));

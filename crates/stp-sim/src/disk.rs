@@ -8,22 +8,24 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stp_format::{Geometry, Place, SeatId, SeatRecord, SeatState, UNIT_BYTES, UnitBuf};
-use stp_medium::{Completion, Medium, Op, OpId, SeatLock};
+use stp_medium::{Completion, Medium, Memory, Op, OpId, SeatLock};
 
 use crate::figures::Figures;
+use crate::memory::SimMemory;
 use crate::monitor::Monitor;
 use crate::mutation::Mutation;
-use crate::options::StorageFaults;
+use crate::options::{MemoryFaults, StorageFaults};
 use crate::rng::{Rng, mix};
 
 /// What is written or lost as one: a sector of old.
 pub(crate) const PIECE_BYTES: usize = 512;
 /// EIO.
-const ERRNO_IO: i32 = 5;
+pub(crate) const ERRNO_IO: i32 = 5;
 const US: u64 = 1000;
 const MS: u64 = 1_000_000;
 /// One look may count this much silence before and after the judge's own writes succeed.
@@ -48,7 +50,11 @@ pub(crate) struct Handle {
     /// Silences of at least that length that are over: from when to when.
     gaps: Vec<(u64, u64)>,
     /// When its own writes of its record succeeded.
-    acknowledged: Vec<u64>,
+    pub(crate) acknowledged: Vec<u64>,
+    /// When the last of its stores is seen that is not seen yet: they are seen in their order.
+    pub(crate) stores_until: u64,
+    /// Until then its process is between two of them.
+    pub(crate) held_up_until: u64,
     /// No transfer ends well before then.
     pub(crate) lost_until: u64,
     /// Transfers fail at once meanwhile, or hang.
@@ -93,7 +99,7 @@ impl Handle {
 }
 
 #[derive(Debug)]
-enum Event {
+pub(crate) enum Event {
     /// Bytes `from..to` of `data` land.
     Land {
         handle: usize,
@@ -102,6 +108,16 @@ enum Event {
         from: usize,
         to: usize,
         beat: bool,
+    },
+    /// As `Land`, of a copy into memory that `began` then.
+    Store {
+        handle: usize,
+        offset: u64,
+        data: Arc<UnitBuf>,
+        from: usize,
+        to: usize,
+        beat: bool,
+        began: u64,
     },
     Done {
         handle: usize,
@@ -120,6 +136,12 @@ pub(crate) struct Disk {
     pub(crate) bytes: Vec<u8>,
     pub(crate) handles: Vec<Handle>,
     pub(crate) faults: StorageFaults,
+    /// It is memory.
+    pub(crate) memory: Option<MemoryFaults>,
+    /// What was stored over lately: when, where, and what stood there.
+    pub(crate) recent: VecDeque<(u64, u64, Box<[u8]>)>,
+    /// When something changed it that no node wrote.
+    pub(crate) spoiled_at: Option<u64>,
     pub(crate) figures: Figures,
     pub(crate) finding: Option<String>,
     pub(crate) trace: u64,
@@ -136,7 +158,7 @@ pub(crate) struct Disk {
     pub(crate) ends_at: u64,
     /// Somebody's records were changed behind his back.
     pub(crate) disturbed: bool,
-    events: BTreeMap<(u64, u64), Event>,
+    pub(crate) events: BTreeMap<(u64, u64), Event>,
     serial: u64,
     /// Never becomes readable: the world knows when something is done.
     wait: File,
@@ -155,6 +177,9 @@ impl Disk {
             bytes: vec![0; geometry.size_bytes as usize],
             handles: Vec::new(),
             faults,
+            memory: None,
+            recent: VecDeque::new(),
+            spoiled_at: None,
             figures: Figures::default(),
             finding: None,
             trace: seed,
@@ -190,6 +215,7 @@ impl Disk {
         this.alive = false;
         this.done.clear();
         this.cache.clear();
+        self.cut_stores(handle);
         let mut moved = Vec::new();
         for (key, event) in &self.events {
             if matches!(event, Event::Land { handle: of, .. } if *of == handle) {
@@ -246,29 +272,20 @@ impl Disk {
                 to,
                 beat,
             } => {
-                let start = offset as usize + from;
-                if to == from {
-                    return None;
-                }
-                self.bytes[start..start + (to - from)].copy_from_slice(&data.bytes()[from..to]);
-                let now = self.now;
-                let this = &mut self.handles[handle];
-                if !this.cache.is_empty() {
-                    let first = start as u64 / UNIT_BYTES as u64;
-                    let last = (start + (to - from) - 1) as u64 / UNIT_BYTES as u64;
-                    for unit in first..=last {
-                        this.cache.remove(&unit);
-                    }
-                }
-                // The late landing of an older record is no sign of life.
-                let version = SeatRecord::peek(data.bytes()).map_or(0, |(_, version, _)| version);
-                if beat && version > this.beat_version {
-                    this.beat_version = version;
-                    if now.saturating_sub(this.beat_at) >= this.gap {
-                        this.gaps.push((this.beat_at, now));
-                    }
-                    this.beat_at = now;
-                }
+                self.land(handle, offset, &data, from..to, beat);
+                None
+            }
+            Event::Store {
+                handle,
+                offset,
+                data,
+                from,
+                to,
+                beat,
+                began,
+            } => {
+                self.land(handle, offset, &data, from..to, beat);
+                self.check_number(handle, offset, &data, from..to, began);
                 None
             }
             Event::Done {
@@ -334,6 +351,47 @@ impl Disk {
         }
     }
 
+    /// Bytes of a write take their place.
+    pub(crate) fn land(
+        &mut self,
+        handle: usize,
+        offset: u64,
+        data: &UnitBuf,
+        part: Range<usize>,
+        beat: bool,
+    ) {
+        let Range {
+            start: from,
+            end: to,
+        } = part;
+        let start = offset as usize + from;
+        if to == from {
+            return;
+        }
+        if self.memory.is_some() {
+            self.remember(start..start + (to - from));
+        }
+        self.bytes[start..start + (to - from)].copy_from_slice(&data.bytes()[from..to]);
+        let now = self.now;
+        let this = &mut self.handles[handle];
+        if !this.cache.is_empty() {
+            let first = start as u64 / UNIT_BYTES as u64;
+            let last = (start + (to - from) - 1) as u64 / UNIT_BYTES as u64;
+            for unit in first..=last {
+                this.cache.remove(&unit);
+            }
+        }
+        // The late landing of an older record is no sign of life.
+        let version = SeatRecord::peek(data.bytes()).map_or(0, |(_, version, _)| version);
+        if beat && version > this.beat_version {
+            this.beat_version = version;
+            if now.saturating_sub(this.beat_at) >= this.gap {
+                this.gaps.push((this.beat_at, now));
+            }
+            this.beat_at = now;
+        }
+    }
+
     fn read(&mut self, handle: usize, offset: u64, buf: &mut UnitBuf, stale: bool) {
         let start = offset as usize;
         let length = buf.len();
@@ -364,7 +422,7 @@ impl Disk {
         }
     }
 
-    fn schedule(&mut self, at: u64, event: Event) {
+    pub(crate) fn schedule(&mut self, at: u64, event: Event) {
         self.serial += 1;
         self.events.insert((at.max(self.now), self.serial), event);
     }
@@ -400,6 +458,9 @@ impl Disk {
             return;
         };
         self.note(offset ^ (units as u64) << 40 ^ id.0 << 52);
+        if self.memory.is_some() {
+            return self.copy(handle, id, op, offset);
+        }
         self.handles[handle].under_way += 1;
         let most = 32 + 64 * usize::from(self.geometry.seats);
         if self.handles[handle].under_way > most {
@@ -437,21 +498,7 @@ impl Disk {
                 self.schedule(end, event);
             }
             Op::Write { data, durable, .. } => {
-                self.figures.writes += 1;
-                self.written += 1;
-                let (place, data) = self.mutated(handle, place, data, units);
-                self.check_owner(handle, place);
-                let bytes = data.bytes().get(..units * UNIT_BYTES).unwrap_or_default();
-                if let Err(what) = self.monitor.write(&self.geometry, handle, place, bytes) {
-                    self.find(what);
-                }
-                match place {
-                    Place::Slot { .. } => self.figures.segments += 1,
-                    Place::Seat { .. } => {
-                        self.handles[handle].last_record = Some(Arc::clone(&data));
-                    }
-                    _ => {}
-                }
+                let (place, data) = self.checked(handle, place, data, units);
                 let fails = match offset + length > self.ends_at {
                     true => {
                         self.figures.fault("transfer beyond the end");
@@ -470,6 +517,33 @@ impl Disk {
                 self.schedule(end, event);
             }
         }
+    }
+
+    /// What a node writes is counted and held against the protocol; a mutation may change it before.
+    pub(crate) fn checked(
+        &mut self,
+        handle: usize,
+        place: Place,
+        data: Arc<UnitBuf>,
+        units: usize,
+    ) -> (Place, Arc<UnitBuf>) {
+        self.figures.writes += 1;
+        self.written += 1;
+        let (place, data) = self.mutated(handle, place, data, units);
+        self.check_owner(handle, place);
+        let bytes = data.bytes().get(..units * UNIT_BYTES).unwrap_or_default();
+        let bytes = self.meant(place, bytes);
+        if let Err(what) = self.monitor.write(&self.geometry, handle, place, bytes) {
+            self.find(what);
+        }
+        match place {
+            Place::Slot { .. } => self.figures.segments += 1,
+            Place::Seat { .. } => {
+                self.handles[handle].last_record = Some(Arc::clone(&data));
+            }
+            _ => {}
+        }
+        (place, data)
     }
 
     fn check_owner(&mut self, handle: usize, place: Place) {
@@ -652,11 +726,14 @@ impl Shared {
 
     /// A node's way to the storage.
     pub(crate) fn medium(&self, handle: usize) -> io::Result<SimMedium> {
-        let wait = self.lock().wait.try_clone()?;
+        let disk = self.lock();
+        // Where transfers are done at once there is nothing to wait for.
+        let wait = disk.memory.is_none().then(|| disk.wait.try_clone());
         Ok(SimMedium {
             disk: self.clone(),
             handle,
-            wait,
+            wait: wait.transpose()?,
+            memory: Arc::new(SimMemory::new(self.clone(), handle)),
         })
     }
 }
@@ -665,7 +742,15 @@ impl Shared {
 pub(crate) struct SimMedium {
     disk: Shared,
     handle: usize,
-    wait: File,
+    wait: Option<File>,
+    memory: Arc<SimMemory>,
+}
+
+impl SimMedium {
+    /// Whether something is done that was not asked for yet.
+    pub(crate) fn has_done(&self) -> bool {
+        !self.disk.lock().handles[self.handle].done.is_empty()
+    }
 }
 
 impl Medium for SimMedium {
@@ -686,7 +771,13 @@ impl Medium for SimMedium {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.wait.as_fd())
+        self.wait.as_ref().map(AsFd::as_fd)
+    }
+
+    fn memory(&mut self) -> Option<Arc<dyn Memory>> {
+        let disk = self.disk.lock();
+        let whole = disk.memory.is_some() && disk.ends_at == u64::MAX;
+        whole.then(|| Arc::clone(&self.memory) as Arc<dyn Memory>)
     }
 
     fn depth(&self) -> usize {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stp_host::engine::Command;
 
-use crate::options::StorageFaults;
+use crate::options::{MemoryFaults, StorageFaults};
 use crate::world::{Fault, MS, Phase, SECOND, State, Task, World};
 
 /// A device that is lost for good is gone for longer than any run.
@@ -60,7 +60,12 @@ impl World {
                 if matches!(self.nodes[node].state, State::Off) {
                     return;
                 }
-                self.disk.lock().figures.fault("freeze");
+                let mut disk = self.disk.lock();
+                disk.figures.fault("freeze");
+                if fails {
+                    disk.hold_up_stores(self.nodes[node].life, until);
+                }
+                drop(disk);
                 self.nodes[node].frozen_until = until;
                 self.at(duration, Task::Thaw(node));
             }
@@ -181,6 +186,7 @@ impl World {
             late_ms: keep.late_ms,
             ..StorageFaults::default()
         };
+        disk.memory = disk.memory.map(|_| MemoryFaults::default());
         disk.grow();
         for handle in &mut disk.handles {
             handle.lost_until = handle.lost_until.min(now);

@@ -44,6 +44,10 @@ pub struct Figures {
     pub lane_put: u64,
     /// Bytes that went past the sockets of the programs that read them.
     pub lane_taken: u64,
+    /// Segments written, and looks that found something, for one link alone.
+    pub hot_writes: u64,
+    /// See `hot_writes`.
+    pub hot_reads: u64,
     /// Lives of nodes.
     pub lives: u64,
     /// Nodes that found themselves replaced.
@@ -85,6 +89,8 @@ impl Figures {
         self.urgent_bytes += other.urgent_bytes;
         self.lane_put += other.lane_put;
         self.lane_taken += other.lane_taken;
+        self.hot_writes += other.hot_writes;
+        self.hot_reads += other.hot_reads;
         self.lives += other.lives;
         self.fenced += other.fenced;
         self.load = self.load.max(&other.load);
@@ -114,14 +120,16 @@ impl fmt::Display for Figures {
         )?;
         writeln!(
             f,
-            "{} gifts, {} taken within a system, {} moved, {} given back; {} urgent bytes; {} bytes put and {} taken by the lane",
+            "{} gifts, {} taken within a system, {} moved, {} given back; {} urgent bytes; {} bytes put and {} taken by the lane; {} segments written and {} read for one link alone",
             self.gifts,
             self.gifts_handed,
             self.gifts_moved,
             self.gifts_returned,
             self.urgent_bytes,
             self.lane_put,
-            self.lane_taken
+            self.lane_taken,
+            self.hot_writes,
+            self.hot_reads
         )?;
         writeln!(f, "most in one engine: {:?}", self.load)?;
         write!(f, "{} faults", self.faults_total())?;

@@ -21,6 +21,13 @@ const CALL_BYTES: u64 = 256 << 10;
 const LOAN: u64 = 2 * MS;
 /// When a reader that does not wait comes again.
 const COME_AGAIN: u64 = 5 * MS;
+/// How far apart looks for one link alone are at the most, where others want the processor.
+const LOOKS_APART: u64 = 60 * US;
+/// How long the engine's own thread may stay away from a program that is served so; in percent, how often it does.
+const AWAY: u64 = MS;
+const STAYS_AWAY: u64 = 70;
+/// In percent: how often a reader takes a segment straight into its memory, if that is possible.
+const TAKES_ITSELF: u64 = 50;
 /// In percent: writes and reads that go by the socket all the same; calls after which others see the descriptor.
 const BY_SOCKET: u64 = 15;
 const EXPOSED: u64 = 1;
@@ -38,6 +45,8 @@ pub(crate) struct Lane {
     /// Waits for room since this ticket was drawn.
     waits: Option<u32>,
     drives: bool,
+    /// Until when it drives, where it looks for its stream's link alone meanwhile.
+    loan_until: u64,
 }
 
 impl Lane {
@@ -67,8 +76,8 @@ impl World {
     /// The engine that a program of a node drives, unless it is held up.
     fn helm(&mut self, node: usize) -> Option<&mut Engine> {
         let local = self.nodes[node].rate.local(self.now);
+        let frozen = self.stands_until(node) > self.now;
         let this = &mut self.nodes[node];
-        let frozen = this.frozen_until > self.now;
         match &mut this.state {
             State::Up(engine) if !frozen => {
                 if engine.now() < local {
@@ -158,11 +167,20 @@ impl World {
             }
             received > 0 || over
         };
+        let may_go_on = drives && self.may_drive_on(end);
+        let takes_itself = may_go_on && self.rng.percent(TAKES_ITSELF);
         let Some(engine) = self.helm(node) else {
             return Call::Refused;
         };
+        let served = drives && steer_hot(engine, token, takes_itself);
         let got = engine.take_into(engine.now(), token, &mut into, &mut socket);
+        if got != Got::Nothing {
+            settle_hot(engine, token);
+        }
         let is_due = engine.is_step_due(token);
+        if got == Got::Nothing && may_go_on {
+            return self.drive_on(end, node, served);
+        }
         if drives {
             match got {
                 Got::Nothing => engine.reader_waits(token),
@@ -196,11 +214,13 @@ impl World {
             0 => engine.reader_waits(token),
             1 => {
                 engine.reader_drives(token);
+                let until = self.now + LOAN;
                 if let Some(lane) = self.lane(end) {
-                    lane.drives = true;
+                    (lane.drives, lane.loan_until) = (true, until);
                 }
                 self.poke(node, US);
-                let after = self.rng.below(LOAN);
+                let most = self.options.memory.map_or(LOAN, |_| LOOKS_APART);
+                let after = self.rng.below(most);
                 self.wake_program(end, after.max(US));
             }
             // It does not wait: it does something else, and looks again.
@@ -210,6 +230,33 @@ impl World {
             }
         }
         Call::Waits
+    }
+
+    /// Whether a reader that drives looks on if it finds nothing.
+    fn may_drive_on(&mut self, end: usize) -> bool {
+        let (now, in_memory) = (self.now, self.options.memory.is_some());
+        let lane = self.lane(end);
+        in_memory && lane.is_some_and(|lane| now < lane.loan_until)
+    }
+
+    /// `served`: between two whole steps.
+    fn drive_on(&mut self, end: usize, node: usize, served: bool) -> Call {
+        match served {
+            true => self.stay_away(node),
+            false => self.poke(node, US),
+        }
+        let after = self.rng.below(LOOKS_APART);
+        self.wake_program(end, after.max(US));
+        Call::Waits
+    }
+
+    /// The engine's own thread leaves it to a program's.
+    fn stay_away(&mut self, node: usize) {
+        if self.rng.percent(STAYS_AWAY) {
+            let until = self.now + self.rng.below(AWAY);
+            let step_at = &mut self.nodes[node].step_at;
+            *step_at = step_at.map(|at| at.max(until));
+        }
     }
 
     /// What came by the lane is what the other side wrote next.
@@ -296,22 +343,32 @@ impl World {
         let (Some(token), Some(engine)) = (token, self.helm(node)) else {
             return Call::Refused;
         };
-        let put = engine.put(
-            engine.now(),
-            Write {
-                token,
-                bytes: &bytes,
-                written,
-                bell: &bell,
-            },
-        );
-        if put != Put::All || engine.is_step_due(token) {
+        let write = Write {
+            token,
+            bytes: &bytes,
+            written,
+            bell: &bell,
+        };
+        let done = put_hot(engine, write);
+        let put = match done == bytes.len() {
+            true => Put::All,
+            false => engine.put(
+                engine.now(),
+                Write {
+                    bytes: &bytes[done..],
+                    ..write
+                },
+            ),
+        };
+        if done == bytes.len() {
+            self.stay_away(node);
+        } else if put != Put::All || engine.is_step_due(token) {
             self.poke(node, US);
         }
         let taken = match put {
             Put::All => bytes.len(),
-            Put::Full { taken, .. } => taken,
-            Put::Refused => return Call::Refused,
+            Put::Full { taken, .. } => done + taken,
+            Put::Refused => done,
         };
         {
             let mut sockets = self.host.lock();
@@ -321,6 +378,13 @@ impl World {
             sockets.lane_put += taken as u64;
         }
         match put {
+            Put::Refused => Call::Refused,
+            // It drives for a moment, and tries again.
+            Put::Full { .. } if self.options.memory.is_some() && self.rng.percent(50) => {
+                let after = self.rng.below(LOOKS_APART);
+                self.wake_program(end, after.max(US));
+                Call::Waits
+            }
             Put::Full { ticket, .. } if self.rng.percent(70) => {
                 if let Some(lane) = self.lane(end) {
                     lane.waits = Some(ticket);
@@ -347,5 +411,52 @@ impl World {
         if let Some(program) = self.programs.get_mut(&end) {
             program.lane = lane;
         }
+    }
+}
+
+/// As many of the bytes as go out by themselves, between two whole steps.
+fn put_hot(engine: &mut Engine, write: Write<'_>) -> usize {
+    engine.begin_hot();
+    let now = engine.now();
+    engine.read_acks_hot(now, write.token);
+    let mut done = 0;
+    while done < write.bytes.len() && engine.is_hot(now) {
+        let bytes = &write.bytes[done..];
+        let taken = engine.put_some(now, Write { bytes, ..write });
+        let Some(taken) = taken.filter(|taken| *taken > 0) else {
+            break;
+        };
+        done += taken;
+        if let Some(id) = engine.id_of(write.token) {
+            engine.write_hot(now, id);
+        }
+    }
+    done
+}
+
+/// A look for what a stream's peer writes, unless the reader will take it straight from there; `false` when a whole step
+/// is due.
+fn steer_hot(engine: &mut Engine, token: StreamToken, takes_itself: bool) -> bool {
+    let Some(id) = engine.id_of(token) else {
+        return false;
+    };
+    let begun = engine.begin_hot();
+    let now = engine.now();
+    if begun {
+        engine.write_hot(now, id);
+    }
+    if !takes_itself && engine.is_hot(now) && engine.watch_hot(id, 1) == Some(true) {
+        engine.read_hot(now, id);
+    }
+    engine.is_hot(now)
+}
+
+/// What taking has brought about.
+fn settle_hot(engine: &mut Engine, token: StreamToken) {
+    let now = engine.now();
+    if engine.is_hot(now)
+        && let Some(id) = engine.id_of(token)
+    {
+        engine.write_hot(now, id);
     }
 }

@@ -15,6 +15,7 @@ mod gifts;
 mod hostile;
 mod lane;
 mod local;
+mod memory;
 mod monitor;
 mod mutation;
 mod options;
@@ -26,7 +27,7 @@ mod world;
 
 pub use figures::Figures;
 pub use mutation::Mutation;
-pub use options::{ALL_FAULTS, LANES, MOVES, Options};
+pub use options::{ALL_FAULTS, LANES, MEMORY, MOVES, Options};
 
 /// What a run showed.
 #[derive(Clone, Debug)]

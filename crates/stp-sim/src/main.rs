@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use stp_sim::{Figures, Options};
 
-const USAGE: &str = "usage: stp-sim [--seeds N] [--seed FIRST] [--minutes M] [--small] [--verbose] [--twice]
-                [--keep-going]
+const USAGE: &str = "usage: stp-sim [--seeds N] [--seed FIRST] [--minutes M] [--small] [--memory] [--verbose]
+                [--twice] [--keep-going]
 
-Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (2000000 unless told;
+Runs N seeds (1 unless told), or as many as M minutes allow, from FIRST on (10000000 unless told;
 those below know fewer classes of faults). --small has
-more and shorter streams. --twice runs each seed twice and compares. The first failing seed ends it with exit code 1 unless --keep-going.";
+more and shorter streams, --memory has memory for storage. --twice runs each seed twice and compares. The first failing seed ends it with exit code 1 unless --keep-going.";
 
 struct Arguments {
     seeds: u64,
@@ -21,17 +21,19 @@ struct Arguments {
     twice: bool,
     keep_going: bool,
     small: bool,
+    memory: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
     let mut found = Arguments {
         seeds: 1,
-        first: stp_sim::LANES,
+        first: stp_sim::MEMORY,
         minutes: None,
         verbose: false,
         twice: false,
         keep_going: false,
         small: false,
+        memory: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -48,6 +50,7 @@ fn arguments() -> Result<Arguments, String> {
             "--verbose" => found.verbose = true,
             "--twice" => found.twice = true,
             "--small" => found.small = true,
+            "--memory" => found.memory = true,
             "--keep-going" => found.keep_going = true,
             other => return Err(format!("{other:?} is not known")),
         }
@@ -78,10 +81,13 @@ fn main() -> ExitCode {
         if over {
             break;
         }
-        let options = match arguments.small {
-            true => Options::from_seed(seed).small(),
-            false => Options::from_seed(seed),
-        };
+        let mut options = Options::from_seed(seed);
+        if arguments.memory {
+            options = options.memory();
+        }
+        if arguments.small {
+            options = options.small();
+        }
         let short = arguments.seeds > 1 || limit.is_some();
         if !short {
             println!("{options}");
@@ -104,7 +110,10 @@ fn main() -> ExitCode {
             }
             println!("FAILED: {finding}");
             let small = if arguments.small { " --small" } else { "" };
-            println!("again: cargo run --release -p stp-sim -- --seed {seed}{small} --verbose");
+            let memory = if arguments.memory { " --memory" } else { "" };
+            println!(
+                "again: cargo run --release -p stp-sim -- --seed {seed}{small}{memory} --verbose"
+            );
             failed.push(seed);
             if !arguments.keep_going {
                 break;

@@ -64,4 +64,12 @@ pub enum Mutation {
     LanePastOrder,
     /// A writer that waits for room is not told of it.
     SilentBell,
+    /// In memory, a segment's number is stored before what it belongs to.
+    NumberFirst,
+    /// What is written for one link alone is of the session before.
+    HotOldSession,
+    /// A segment that was taken in for one link alone is taken in again.
+    HotTwice,
+    /// What is written for one link alone lands in another slot.
+    HotWrongSlot,
 }

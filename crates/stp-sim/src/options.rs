@@ -20,6 +20,12 @@ pub const MOVES: u64 = 1_000_000;
 /// Seeds from here on know programs with an engine of their own, whose bytes go past their sockets.
 pub const LANES: u64 = 2_000_000;
 
+/// Among the seeds from here on are some whose storage is memory that all systems share.
+pub const MEMORY: u64 = 10_000_000;
+
+/// In percent: how many of them.
+const IN_MEMORY: u64 = 40;
+
 /// Locks of seats that the storage keeps for all hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locks {
@@ -71,6 +77,8 @@ pub struct Options {
     pub transfer_us: u64,
     /// Storage faults, in millionths of all transfers.
     pub storage: StorageFaults,
+    /// The storage is memory: what befalls stores and looks.
+    pub memory: Option<MemoryFaults>,
     /// Mean intervals of faults that befall hosts, in ms; 0: never.
     pub hosts: HostFaults,
     /// Programs that give their stream away, in percent.
@@ -147,6 +155,23 @@ pub struct StorageFaults {
     pub neighbours: u64,
 }
 
+/// What befalls copies into and out of memory, in millionths of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryFaults {
+    /// Copies in whose stores others see one after the other.
+    pub spread: u64,
+    /// From one to the next at the most, in us.
+    pub spread_us: u64,
+    /// Copies in that are held up between two stores.
+    pub held_up: u64,
+    /// For how long at the most, in us.
+    pub held_up_us: u64,
+    /// Copies out, single words too, of which some words are old.
+    pub old: u64,
+    /// How old, at most, in us.
+    pub old_us: u64,
+}
+
 /// Mean intervals of faults that befall hosts, in ms; 0: never.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostFaults {
@@ -182,6 +207,37 @@ impl Options {
     pub fn small(mut self) -> Self {
         self.bytes_max = self.bytes_max.min(6000);
         self.streams_total *= 8;
+        self
+    }
+
+    /// The same on memory that all systems share: what only devices do is left out, what befalls stores and looks comes
+    /// instead, and some programs have an engine of their own, whose threads serve their streams' links alone.
+    #[must_use]
+    pub fn memory(mut self) -> Self {
+        let mut rng = Rng::new(self.seed, 4);
+        let r = &mut rng;
+        self.memory = Some(MemoryFaults {
+            spread: swarm(r, 60, 1000, 500_000),
+            spread_us: r.spread(1, 200),
+            held_up: swarm(r, 40, 100, 20_000),
+            held_up_us: r.spread(10, 50_000),
+            old: swarm(r, 50, 1000, 300_000),
+            old_us: r.spread(1, 500),
+        });
+        self.timings.looks_free = true;
+        self.storage = StorageFaults {
+            late_ms: 500,
+            ..StorageFaults::default()
+        };
+        self.hosts = HostFaults {
+            outage_one: 0,
+            outage_all: 0,
+            slow: 0,
+            flap: 0,
+            lose: 0,
+            ..self.hosts
+        };
+        self.lane = r.within(50, 100);
         self
     }
 
@@ -221,13 +277,6 @@ impl Options {
         let rates_ppm = (0..all + spares.len())
             .map(|_| r.within(0, 40_000) as i64 - 20_000)
             .collect();
-        let swarm = |r: &mut Rng, percent: u64, low: u64, high: u64| {
-            if r.percent(percent) {
-                r.spread(low, high)
-            } else {
-                0
-            }
-        };
         let storage = StorageFaults {
             torn: swarm(r, 50, 1000, 300_000),
             partial: swarm(r, 35, 100, 50_000),
@@ -281,6 +330,7 @@ impl Options {
             ends,
             transfer_us: r.spread(20, 2000),
             storage,
+            memory: None,
             hosts,
             gives: 0,
             urgent: 0,
@@ -314,7 +364,18 @@ impl Options {
         if seed >= LANES {
             options.lane = swarm(r, 85, 10, 100);
         }
+        if seed >= MEMORY && r.percent(IN_MEMORY) {
+            options = options.memory();
+        }
         options
+    }
+}
+
+/// A value for some seeds, 0 for the others.
+fn swarm(r: &mut Rng, percent: u64, low: u64, high: u64) -> u64 {
+    match r.percent(percent) {
+        true => r.spread(low, high),
+        false => 0,
     }
 }
 
@@ -322,7 +383,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms, gives {}, urgent {}, lane {}",
+            "seed {}: nodes {:?}, spares {:?}, {} seats, {} KiB, locks {:?}, {} at once of {} streams up to {} bytes, sockets {} bytes, backlog {}, {} us, {} ms of faults\n  {:?}\n  {:?}\n  {:?}\n  {:?}\n  {:?} rates {:?}, hostile {}, rot anywhere {}, late steps {} up to {} ms, gives {}, urgent {}, lane {}, memory {:?}",
             self.seed,
             self.nodes,
             self.spares,
@@ -348,7 +409,8 @@ impl fmt::Display for Options {
             self.late_steps_ms,
             self.gives,
             self.urgent,
-            self.lane
+            self.lane,
+            self.memory
         )
     }
 }

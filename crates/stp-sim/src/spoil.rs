@@ -42,6 +42,7 @@ impl Disk {
             return;
         };
         self.figures.fault("bit rot");
+        self.spoiled_at = Some(self.now);
         self.note(offset ^ 0x707);
         let start = offset as usize;
         match self.rng.below(3) {
@@ -120,6 +121,7 @@ impl Disk {
             ),
         };
         self.figures.fault(class);
+        self.spoiled_at = Some(self.now);
         self.note(from ^ 0x0dd);
         let range = from as usize..to as usize;
         self.bytes[range.clone()].copy_from_slice(&picture[range]);
@@ -141,6 +143,7 @@ impl Disk {
         let units = (self.bytes.len() as u64 - first) / UNIT_BYTES as u64;
         let end = first + self.rng.below(units) * UNIT_BYTES as u64;
         self.figures.fault("volume shrinks");
+        self.spoiled_at = Some(self.now);
         self.note(end ^ 0x54);
         self.ends_at = end;
         self.bytes[end as usize..].fill(0);

@@ -30,6 +30,8 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 pub(crate) const VOLUME: VolumeId = VolumeId(*b"simulated volume");
 /// Steps of a node from one look at what it holds to the next.
 const LOAD_STEPS: u64 = 61;
+/// Looks in vain at memory are so far apart at the most, in us.
+const LOOKS_APART: u64 = 300;
 /// Steps without anything to do in a row: the engine spins.
 const IDLE_STEPS_MAX: u32 = 20_000;
 
@@ -170,6 +172,7 @@ impl World {
         let mut disk = Disk::new(options.seed, geometry, options.storage, options.transfer_us)
             .expect("/dev/null can be opened");
         disk.mutation = options.mutation;
+        disk.memory = options.memory;
         disk.monitor.deaf = options.mutation == Some(Mutation::UnheededAcks);
         let count = options.nodes.iter().sum::<usize>() + options.spares.len();
         let mut sockets = Sockets::new(count, options.socket_bytes, options.backlog);
@@ -467,9 +470,10 @@ impl World {
     }
 
     fn step(&mut self, node: usize) {
+        let stands_until = self.stands_until(node);
         let this = &mut self.nodes[node];
-        if this.frozen_until > self.now {
-            this.step_at = Some(this.frozen_until);
+        if stands_until > self.now {
+            this.step_at = Some(stands_until);
             return;
         }
         this.step_at = None;
@@ -496,7 +500,10 @@ impl World {
                     figures.load = figures.load.max(&load);
                 }
                 self.disk.lock().figures.steps += 1;
-                let at = if step.more {
+                let at = if step.more && step.idle_look {
+                    // Others have the processor for a while.
+                    Some(self.now + self.rng.spread(2, LOOKS_APART) * US)
+                } else if step.more {
                     Some(self.now + 2 * US)
                 } else {
                     let due = step.wake_at.map(|at| this.rate.world(at));
@@ -537,6 +544,15 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Until when a node's process is frozen, or held up.
+    pub(crate) fn stands_until(&self, node: usize) -> u64 {
+        let this = &self.nodes[node];
+        let disk = self.disk.lock();
+        let handle = disk.handles.get(this.life);
+        this.frozen_until
+            .max(handle.map_or(0, |handle| handle.held_up_until))
     }
 
     /// A timer that goes off too late.

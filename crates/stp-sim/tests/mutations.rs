@@ -1,6 +1,6 @@
 //! Each checker can fail: one thing is broken on purpose, and a seed must find it, by the words of that checker.
 
-use stp_sim::{LANES, MOVES, Mutation, Options};
+use stp_sim::{LANES, MEMORY, MOVES, Mutation, Options};
 
 /// Some seed of these must end with a finding that says `words`.
 fn found(mutation: Mutation, words: &str) {
@@ -13,9 +13,18 @@ fn found_with_gifts(mutation: Mutation, words: &str) {
 }
 
 fn found_from(first: u64, mutation: Mutation, words: &str) {
+    found_in(first, |options| options, mutation, words);
+}
+
+/// As [`found`], where the storage is memory.
+fn found_in_memory(mutation: Mutation, words: &str) {
+    found_in(MEMORY, Options::memory, mutation, words);
+}
+
+fn found_in(first: u64, of: fn(Options) -> Options, mutation: Mutation, words: &str) {
     let mut others = Vec::new();
     for seed in first..first + 40 {
-        let mut options = Options::from_seed(seed);
+        let mut options = of(Options::from_seed(seed));
         options.mutation = Some(mutation);
         match stp_sim::run(&options, false).finding {
             Some(finding) if finding.contains(words) => {
@@ -174,4 +183,34 @@ fn bytes_that_overtake_others_by_the_lane_are_found() {
 #[test]
 fn a_writer_that_is_not_told_of_room_is_found() {
     found_from(LANES, Mutation::SilentBell, "do not end");
+}
+
+#[test]
+fn a_number_that_is_stored_first_is_found() {
+    found_in_memory(Mutation::NumberFirst, "before the segment");
+}
+
+#[test]
+fn a_segment_of_an_ended_session_is_found() {
+    found_in_memory(Mutation::HotOldSession, "a session that is over");
+}
+
+#[test]
+fn a_segment_that_is_taken_in_twice_is_found() {
+    found_in_memory(Mutation::HotTwice, "reset without an excuse");
+}
+
+#[test]
+fn a_segment_in_the_wrong_slot_of_memory_is_found() {
+    found_in_memory(Mutation::HotWrongSlot, "the slot of another number");
+}
+
+#[test]
+fn a_slot_of_memory_used_again_too_early_is_found() {
+    found_in_memory(Mutation::UnheededAcks, "are acknowledged");
+}
+
+#[test]
+fn a_wrong_byte_in_memory_is_found() {
+    found_in_memory(Mutation::WrongByte, "a wrong byte");
 }

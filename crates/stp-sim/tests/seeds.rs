@@ -1,6 +1,6 @@
 //! The simulator's short form: some dozen seeds, and those that once found something.
 
-use stp_sim::{ALL_FAULTS, LANES, MOVES, Options};
+use stp_sim::{ALL_FAULTS, LANES, MEMORY, MOVES, Options};
 
 /// Runs seeds; says how to run again what failed.
 fn run(seeds: impl IntoIterator<Item = u64>) {
@@ -18,6 +18,14 @@ fn some_dozen_seeds_find_nothing() {
     run(ALL_FAULTS..ALL_FAULTS + 6);
     run(MOVES..MOVES + 6);
     run(LANES..LANES + 8);
+}
+
+#[test]
+fn some_seeds_in_memory_find_nothing() {
+    for seed in MEMORY..MEMORY + 8 {
+        let outcome = stp_sim::run(&Options::from_seed(seed).memory().small(), false);
+        assert_eq!(outcome.finding, None, "seed {seed} --memory --small");
+    }
 }
 
 /// Two claimers of a dead node's seat destroyed each other's claims in turn.
@@ -71,4 +79,8 @@ fn the_same_seed_is_the_same_run() {
         assert_eq!(first.figures, second.figures, "seed {seed}");
         assert_eq!(first.trace, second.trace, "seed {seed}");
     }
+    let options = Options::from_seed(MEMORY + 12).memory();
+    let (first, second) = (stp_sim::run(&options, false), stp_sim::run(&options, false));
+    assert_eq!(first.figures, second.figures, "in memory");
+    assert_eq!(first.trace, second.trace, "in memory");
 }
