@@ -90,7 +90,7 @@ impl Disk {
         }
         let mut pieces = match spread || held_up {
             true => self.pieces(len),
-            false => vec![0..len],
+            false => std::iter::once(0..len).collect(),
         };
         if number_first {
             pieces.rotate_right(1);
@@ -132,7 +132,7 @@ impl Disk {
     /// In which pieces a copy of so many bytes is stored: what follows the head in any order, the head, its number.
     fn pieces(&mut self, len: usize) -> Vec<Range<usize>> {
         if len < SEGMENT_HEAD_BYTES {
-            return vec![0..len];
+            return std::iter::once(0..len).collect();
         }
         let words = (len - SEGMENT_HEAD_BYTES) / WORD_BYTES;
         let mut cuts: Vec<usize> = (0..self.rng.below(PIECES_MAX))

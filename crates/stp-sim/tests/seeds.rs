@@ -84,3 +84,11 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(first.figures, second.figures, "in memory");
     assert_eq!(first.trace, second.trace, "in memory");
 }
+
+/// What arrived with the answer to an opening, while a program's thread served its link alone, was thrown away if another
+/// program then published its stream: the stream ended cleanly without it.
+#[test]
+fn seeds_in_memory_find_nothing_more() {
+    let outcome = stp_sim::run(&Options::from_seed(10_000_010).small(), false);
+    assert_eq!(outcome.finding, None);
+}
