@@ -209,7 +209,7 @@ impl World {
             found = Some(format!("a socket that was given is left open: {end:?}"));
         }
         drop(sockets);
-        let found = found.or_else(|| self.gifts.left_over());
+        let found = found.or_else(|| self.gifts.left_over(self.now));
         if let Some(found) = found.or_else(|| self.stale_lock()) {
             self.find(found);
         }

@@ -52,6 +52,8 @@ pub(crate) struct Taker {
     stage: Stage,
     /// It ends as soon as the stream is its own.
     dies: bool,
+    /// So long it means to wait.
+    until: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +126,18 @@ impl Gifts {
         stages.any(|stage| !matches!(stage, Stage::Coming | Stage::Over))
     }
 
-    /// A gift that is not settled, or a taker who was not answered.
-    pub(crate) fn left_over(&self) -> Option<String> {
+    /// A gift that is not settled, or a taker who was not answered in time: some come late, and wait for a gift that is over.
+    pub(crate) fn left_over(&self, now: u64) -> Option<String> {
         let gift = self
             .all
             .iter()
             .find(|gift| gift.settled.is_none() || gift.over_at.is_none());
-        let taker = self.takers.iter().find(|taker| taker.stage != Stage::Over);
+        let overdue = |taker: &&Taker| match taker.stage {
+            Stage::Over => false,
+            Stage::Coming | Stage::Waiting => taker.until < now,
+            Stage::Handed { .. } | Stage::Confirming { .. } => true,
+        };
+        let taker = self.takers.iter().find(overdue);
         let gift = gift.map(|gift| format!("a gift is not settled: {gift:?}"));
         gift.or_else(|| taker.map(|taker| format!("a taker was not answered: {taker:?}")))
     }
@@ -248,6 +255,7 @@ impl World {
                 life: usize::MAX,
                 stage: Stage::Coming,
                 dies,
+                until: u64::MAX,
             });
             let taker = self.gifts.takers.len() - 1;
             self.gifts.all[gift].takers.push(taker);
@@ -315,6 +323,7 @@ impl World {
                 News::Handed(number, answer.map(|answer| answer.map(handed)))
             });
         let after = self.rng.spread(MS, 10 * SECOND);
+        self.gifts.takers[number].until = self.now + after;
         self.at(after, Task::Gift(GiftTask::CancelTake(number)));
         let ticket = number as u64;
         self.command(
