@@ -102,6 +102,30 @@ fn record(superblock: &Superblock, seat: u16, version: u64) -> SeatRecord {
     }
 }
 
+/// Does something while seat 1 has a heart that beats, from this version of its record on.
+fn while_it_beats<T>(
+    node: &mut Volume,
+    superblock: &Superblock,
+    from: u64,
+    act: impl FnOnce() -> T,
+) -> T {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for version in from.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                write_record(node, &record(superblock, 1, version));
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        });
+        let result = act();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
 fn write_record(volume: &mut Volume, record: &SeatRecord) {
     let seat = record.seat;
     let copy = (record.record_version % 2) as u8;
@@ -277,51 +301,29 @@ fn not_even_force_formats_under_a_live_node() {
     // By its heartbeat.
     drop(node);
     let mut node = open(&dir.spec()).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for version in 2.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                write_record(&mut node, &record(&superblock, 1, version));
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        });
+    let (seats, error, report) = while_it_beats(&mut node, &superblock, 2, || {
         let seats = open(&dir.spec()).unwrap().watch();
         let error = format(&dir.spec(), &forced());
         // A live volume gives no false alarm.
-        let report = open_read_only(&dir.spec()).unwrap().check();
-        stop.store(true, Ordering::Relaxed);
-        let seats = seats.unwrap();
-        assert_eq!(seats[1].1, Liveness::Alive);
-        assert_eq!(seats[0].1, Liveness::Free);
-        let error = error.unwrap_err();
-        let seat = SeatId(1);
-        assert!(matches!(error, VolumeError::InUse { seat: found, .. } if found == seat));
-        assert_eq!(report.unwrap().findings, []);
+        (seats, error, open_read_only(&dir.spec()).unwrap().check())
     });
+    let seats = seats.unwrap();
+    assert_eq!(seats[1].1, Liveness::Alive);
+    assert_eq!(seats[0].1, Liveness::Free);
+    let error = error.unwrap_err();
+    let seat = SeatId(1);
+    assert!(matches!(error, VolumeError::InUse { seat: found, .. } if found == seat));
+    assert_eq!(report.unwrap().findings, []);
     // Nor where its superblock is gone: then the records tell.
     let blank = stp_format::UnitBuf::zeroed(1);
     for copy in 0..2 {
         dir.spoil(&superblock, Place::Superblock { copy }, 0, blank.bytes());
     }
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for version in 1_000_000.. {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                write_record(&mut node, &record(&superblock, 1, version));
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-        });
-        let error = format(&dir.spec(), &forced());
-        stop.store(true, Ordering::Relaxed);
-        let error = error.unwrap_err();
-        assert!(matches!(error, VolumeError::Moving { .. }), "{error}");
+    let error = while_it_beats(&mut node, &superblock, 1_000_000, || {
+        format(&dir.spec(), &forced())
     });
+    let error = error.unwrap_err();
+    assert!(matches!(error, VolumeError::Moving { .. }), "{error}");
     for copy in [1, 0] {
         dir.spoil(
             &superblock,
