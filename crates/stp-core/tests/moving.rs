@@ -244,26 +244,35 @@ fn half_closed_either_way_it_moves_as_it_is() {
     }
 }
 
+/// Bytes of a stream that the far node has sent back, while the giver's program reads nothing.
+const ECHO_BYTES: usize = 3000;
+
+/// A stream whose whole echo waits at the giver, which has said its last.
+fn answered(seed: u64) -> (World, StreamId) {
+    let mut world = three(seed);
+    let bytes = pattern(seed, ECHO_BYTES);
+    let app = App {
+        expected: Some(bytes.clone()),
+        to_send: bytes,
+        stopped: true,
+        ..App::default()
+    };
+    let id = world.connect(GIVER, "beta", 7000, app);
+    world.run_until("the echo waits at the giver", |world| {
+        let served = world.hosts[PEER].apps.values().next();
+        served.is_some_and(|app| app.sent == ECHO_BYTES)
+    });
+    done(&mut world, GIVER, id);
+    (world, id)
+}
+
 /// The far node was through with the stream while it was held, or when it heard of its new owner, and forgot it before it
 /// had said yes: the taker waited for minutes, the giver for ever.
 #[test]
 fn finished_both_ways_it_moves_to_its_end() {
     let mut moved = 0;
     for seed in 1..60 {
-        let mut world = three(seed);
-        let bytes = pattern(seed, 3000);
-        let app = App {
-            expected: Some(bytes.clone()),
-            to_send: bytes.clone(),
-            stopped: true,
-            ..App::default()
-        };
-        let id = world.connect(GIVER, "beta", 7000, app);
-        world.run_until("the echo waits at the giver", |world| {
-            let served = world.hosts[PEER].apps.values().next();
-            served.is_some_and(|app| app.sent == bytes.len())
-        });
-        done(&mut world, GIVER, id);
+        let (mut world, id) = answered(seed);
         let pause = world.rng.below(3000);
         world.run_for(Duration::from_micros(pause));
         if over(&world, GIVER, id) {
@@ -286,7 +295,7 @@ fn finished_both_ways_it_moves_to_its_end() {
         assert!(world.app(TAKER, new).connected, "seed {seed}");
         world.app_mut(TAKER, new).stopped = false;
         world.act(TAKER, |node, _| node.writable(new));
-        finish(&mut world, TAKER, new, bytes.len());
+        finish(&mut world, TAKER, new, ECHO_BYTES);
         assert_quiet(&mut world);
         moved += 1;
     }
@@ -299,20 +308,7 @@ fn finished_both_ways_it_moves_to_its_end() {
 fn through_at_the_far_node_it_stays_and_ends_cleanly() {
     let mut forgotten = 0;
     for seed in 1..120 {
-        let mut world = three(seed);
-        let bytes = pattern(seed, 3000);
-        let app = App {
-            expected: Some(bytes.clone()),
-            to_send: bytes.clone(),
-            stopped: true,
-            ..App::default()
-        };
-        let id = world.connect(GIVER, "beta", 7000, app);
-        world.run_until("the echo waits at the giver", |world| {
-            let served = world.hosts[PEER].apps.values().next();
-            served.is_some_and(|app| app.sent == bytes.len())
-        });
-        done(&mut world, GIVER, id);
+        let (mut world, id) = answered(seed);
         let pause = world.rng.below(1500);
         world.run_for(Duration::from_micros(pause));
         let token = token(&mut world);
@@ -334,7 +330,7 @@ fn through_at_the_far_node_it_stays_and_ends_cleanly() {
         );
         world.app_mut(GIVER, id).stopped = false;
         world.act(GIVER, |node, _| node.writable(id));
-        finish(&mut world, GIVER, id, bytes.len());
+        finish(&mut world, GIVER, id, ECHO_BYTES);
         assert_quiet(&mut world);
         forgotten += 1;
     }

@@ -37,6 +37,18 @@ fn sender(seed: u64, length: usize) -> App {
     }
 }
 
+/// A stream from alpha to beta that has carried a thousand bytes there and back, and stays open.
+fn echoed(seed: u64) -> (World, StreamId) {
+    let mut world = two(seed);
+    let mut app = sender(seed, 1000);
+    app.finish = false;
+    let id = world.connect(0, "beta", 7000, app);
+    world.run_until("the echo is here", |world| {
+        world.app(0, id).received.len() == 1000
+    });
+    (world, id)
+}
+
 fn assert_quiet(world: &mut World) {
     world.run_until("nothing is left of any stream", |world| {
         world
@@ -311,13 +323,7 @@ fn a_reset_arrives_behind_the_bytes_before_it() {
 #[test]
 fn a_killed_node_resets_its_streams_when_it_comes_back() {
     for seed in SEEDS {
-        let mut world = two(seed);
-        let mut app = sender(seed, 1000);
-        app.finish = false;
-        let id = world.connect(0, "beta", 7000, app);
-        world.run_until("the echo is here", |world| {
-            world.app(0, id).received.len() == 1000
-        });
+        let (mut world, id) = echoed(seed);
         world.kill(1);
         world.run_for(Duration::from_secs(10));
         assert!(
@@ -339,13 +345,7 @@ fn a_killed_node_resets_its_streams_when_it_comes_back() {
 #[test]
 fn a_dead_node_is_given_up_after_its_own_time_and_recognised_if_it_was_only_frozen() {
     for seed in SEEDS {
-        let mut world = two(seed);
-        let mut app = sender(seed, 1000);
-        app.finish = false;
-        let id = world.connect(0, "beta", 7000, app);
-        world.run_until("the echo is here", |world| {
-            world.app(0, id).received.len() == 1000
-        });
+        let (mut world, id) = echoed(seed);
         let there = *world.hosts[1].apps.keys().next().unwrap();
         world.hosts[1].frozen = true;
         let since = world.now;
@@ -591,13 +591,7 @@ fn a_dead_namesake_is_no_second_host_of_that_name() {
 #[test]
 fn a_killed_nodes_last_segment_is_read_although_reading_takes_longer_than_looking() {
     for seed in SEEDS {
-        let mut world = two(seed);
-        let mut app = sender(seed, 1000);
-        app.finish = false;
-        let id = world.connect(0, "beta", 7000, app);
-        world.run_until("the echo is here", |world| {
-            world.app(0, id).received.len() == 1000
-        });
+        let (mut world, id) = echoed(seed);
         world.faults.long_reads = 20_000_000;
         let last = pattern(seed + 100, 100_000);
         let app = world.app_mut(0, id);
