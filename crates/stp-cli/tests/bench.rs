@@ -46,6 +46,7 @@ fn a_bench_measures_and_leaves_no_trace() {
         assert!(row["p50_us"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["p50_us"].as_f64() <= row["p999_us"].as_f64(), "{row}");
     }
+    assert!(report["wake_up_us"].as_f64().unwrap() > 0.0);
     assert!(report["idle"][0]["reads_per_s"].as_f64().unwrap() > 0.0);
     let svg = std::fs::read_to_string(picture).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));

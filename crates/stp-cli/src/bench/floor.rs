@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use stp_format::{Geometry, SeatId, UnitBuf};
@@ -18,6 +19,8 @@ use crate::CliError;
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Slots under way side by side in a stream.
 const DEPTH: usize = 4;
+/// Bytes of a transfer where writes or reads are measured alone.
+const ALONE_BYTES: u64 = 256 << 10;
 /// A longer message is looked for by its last word first.
 const WHOLE_LOOK_BYTES: usize = 16 << 10;
 /// Looks without a pause; then others may have the processor, in case the one who writes is among them.
@@ -32,6 +35,13 @@ pub(super) struct Floor {
     own: Window,
     other: Window,
     buf: UnitBuf,
+}
+
+/// What the storage does when it only writes, or only reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alone {
+    pub(super) write_mb_per_s: f64,
+    pub(super) read_mb_per_s: f64,
 }
 
 /// How many extents of each seat are used: few enough to stay away from those of links.
@@ -224,16 +234,55 @@ impl Floor {
                     Ok(0)
                 }));
             }
-            work.into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Err(io::Error::other("a thread of the bench failed")))
-                })
-                .collect()
+            joined(work)
         });
         let bytes = outcome.map_err(failed)?.iter().sum();
         Ok((bytes, start.elapsed().as_secs_f64()))
+    }
+
+    /// MB/s of writes alone, then of reads alone, of this process's window; `None` in memory, where a transfer is a copy.
+    pub(super) fn alone(&self, time: Duration) -> Result<Option<Alone>, CliError> {
+        let slots = self.own.len() / ALONE_BYTES;
+        if self.bare.is_memory() || slots == 0 {
+            return Ok(None);
+        }
+        let write_mb_per_s = self.repeat(slots, time, |at, buf| self.bare.write(at, buf))?;
+        let read_mb_per_s =
+            self.repeat(slots, time, |at, buf| self.bare.read(&self.own, at, buf))?;
+        Ok(Some(Alone {
+            write_mb_per_s,
+            read_mb_per_s,
+        }))
+    }
+
+    /// MB/s of one transfer over and over, several side by side.
+    fn repeat(
+        &self,
+        slots: u64,
+        time: Duration,
+        transfer: impl Fn(u64, &mut [u8]) -> io::Result<()> + Sync,
+    ) -> Result<f64, CliError> {
+        let lanes = slots.min(DEPTH as u64);
+        let start = Instant::now();
+        let moved = std::thread::scope(|scope| {
+            let work: Vec<_> = (0..lanes)
+                .map(|lane| {
+                    let transfer = &transfer;
+                    scope.spawn(move || {
+                        let mut buf = UnitBuf::zeroed(UnitBuf::units_for(ALONE_BYTES as usize));
+                        let mut number = lane;
+                        while start.elapsed() < time {
+                            transfer(number % slots * ALONE_BYTES, buf.bytes_mut())?;
+                            number += lanes;
+                        }
+                        Ok((number - lane) / lanes * ALONE_BYTES)
+                    })
+                })
+                .collect();
+            joined(work)
+        });
+        let bytes: u64 = moved.map_err(failed)?.iter().sum();
+        Ok(bytes as f64 / 1e6 / start.elapsed().as_secs_f64())
     }
 
     /// Whether the slot with this number is there, whole.
@@ -251,6 +300,17 @@ impl Floor {
         self.bare.read(&self.own, at, bytes)?;
         Ok(first(bytes) == number && last(bytes) == number)
     }
+}
+
+/// What the threads of a measurement have moved.
+fn joined(work: Vec<ScopedJoinHandle<'_, io::Result<u64>>>) -> io::Result<Vec<u64>> {
+    work.into_iter()
+        .map(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("a thread of the bench failed")))
+        })
+        .collect()
 }
 
 fn failed(error: io::Error) -> CliError {

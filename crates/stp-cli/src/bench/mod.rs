@@ -12,6 +12,7 @@ mod measure;
 mod noise;
 mod plot;
 mod report;
+mod wake;
 mod world;
 
 use std::path::PathBuf;
@@ -132,6 +133,8 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
         rounds: rounds_run,
         seconds: begin.elapsed().as_secs_f64(),
         noise,
+        wake_up_us: rounds.wake_up_us(),
+        storage_alone: rounds.storage_alone(),
         round_trips: rounds.trips(),
         streams: rounds.flows(),
         many_messages_per_s: Rounds::per_second(&rounds.many),
@@ -195,7 +198,10 @@ impl Plan {
             time: (total / 20).max(IDLE_MIN).min(total),
         });
         let connecting = ways.iter().filter(|way| way.connects()).count();
-        let cells = ways.len() * TRIP_SIZES.len() * usize::from(trips)
+        let has_floor = ways.contains(&Way::Floor);
+        let cells = usize::from(trips) // wake-ups
+            + 2 * usize::from(streams && has_floor) // the storage alone
+            + ways.len() * TRIP_SIZES.len() * usize::from(trips)
             + ways.len() * STREAM_SIZES.len() * usize::from(streams) * STREAM_WEIGHT as usize
             + connecting * (many.len() + 2 * usize::from(connects));
         Self {
@@ -220,6 +226,10 @@ impl Plan {
     ) -> Result<usize, CliError> {
         if let Some(rest) = self.idle {
             rounds.idle.push(measure::idle(world, 0, rest)?);
+        }
+        // Whatever is measured first would pay for everything that is done once.
+        for way in self.ways.iter().filter(|_| self.trips) {
+            measure::round_trips(world, *way, TRIP_SIZES[1], CELL_MIN)?;
         }
         let mut besides = Duration::ZERO;
         for round in 0..ROUNDS {
@@ -252,6 +262,12 @@ impl Plan {
             Some(_) => Err(CliError::new("interrupted: the bench's nodes have left")),
             None => Ok(()),
         };
+        if self.trips {
+            let times = wake::wake_ups(cell).map_err(|error| {
+                CliError::new(format_args!("waking up a thread of the bench: {error}"))
+            })?;
+            rounds.wake_ups.push(times);
+        }
         for size in TRIP_SIZES.into_iter().filter(|_| self.trips) {
             for way in &self.ways {
                 interrupted()?;
@@ -261,6 +277,11 @@ impl Plan {
             }
         }
         if self.streams {
+            interrupted()?;
+            let floor = world.floor.as_ref();
+            if let Some(alone) = floor.map_or(Ok(None), |floor| floor.alone(cell))? {
+                rounds.alone.push(alone);
+            }
             self.stream_round(world, rounds, cell * STREAM_WEIGHT, &interrupted)?;
         }
         for way in self.ways.iter().filter(|way| way.connects()) {

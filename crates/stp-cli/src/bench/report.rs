@@ -6,8 +6,12 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::conn::Way;
+use super::floor::Alone;
 use super::measure::{Idle, Rate};
 use super::noise::Noise;
+
+/// The message of which round trips are spoken of in short.
+const SMALL: u64 = 64;
 
 /// Figures of all rounds, as they come.
 #[derive(Default)]
@@ -17,6 +21,17 @@ pub(super) struct Rounds {
     pub(super) many: BTreeMap<(Way, u64), Vec<f64>>,
     pub(super) connects: BTreeMap<(Way, u64), Vec<f64>>,
     pub(super) idle: Vec<Idle>,
+    pub(super) wake_ups: Vec<Vec<f64>>,
+    pub(super) alone: Vec<Alone>,
+}
+
+/// The storage alone, and what follows from it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct StorageAlone {
+    pub(super) write_mb_per_s: f64,
+    pub(super) read_mb_per_s: f64,
+    /// Each byte of a stream is written and read: 1 / (1 / writes + 1 / reads).
+    pub(super) ceiling_mb_per_s: f64,
 }
 
 /// Round trips of one way and size.
@@ -63,6 +78,9 @@ pub(super) struct Report {
     pub(super) rounds: usize,
     pub(super) seconds: f64,
     pub(super) noise: Noise,
+    /// From a write to the run of the thread that slept for it, the median.
+    pub(super) wake_up_us: Option<f64>,
+    pub(super) storage_alone: Option<StorageAlone>,
     pub(super) round_trips: Vec<Trip>,
     pub(super) streams: Vec<Flow>,
     pub(super) many_messages_per_s: Vec<PerSecond>,
@@ -92,6 +110,21 @@ impl Rounds {
         medians.sort_by(f64::total_cmp);
         let (low, high) = (medians.first()?, medians.last()?);
         Some((high - low) / median(medians.clone()).max(1e-9) * 100.0)
+    }
+
+    pub(super) fn wake_up_us(&self) -> Option<f64> {
+        let rounds = self.wake_ups.iter().map(|times| median(times.clone()));
+        (!self.wake_ups.is_empty()).then(|| median(rounds.collect()))
+    }
+
+    pub(super) fn storage_alone(&self) -> Option<StorageAlone> {
+        let of = |pick: fn(&Alone) -> f64| median(self.alone.iter().map(pick).collect());
+        let (write, read) = (of(|a| a.write_mb_per_s), of(|a| a.read_mb_per_s));
+        (write > 0.0 && read > 0.0).then(|| StorageAlone {
+            write_mb_per_s: write,
+            read_mb_per_s: read,
+            ceiling_mb_per_s: 1.0 / (1.0 / write + 1.0 / read),
+        })
     }
 
     pub(super) fn trips(&self) -> Vec<Trip> {
@@ -269,6 +302,7 @@ impl Report {
             }
             text.push('\n');
         }
+        self.in_short(&mut text);
         for missing in &self.not_measured {
             let _ = writeln!(text, "not measured: {missing}");
         }
@@ -292,6 +326,51 @@ impl Report {
             self.volume, self.storage, self.rounds, self.seconds, self.version
         );
         text
+    }
+}
+
+impl Report {
+    /// What follows from figures of several tables.
+    fn in_short(&self, text: &mut String) {
+        let mut lines = Vec::new();
+        let p50 = |way| self.trip(way, SMALL).map(|trip| trip.p50_us);
+        if let Some(wake_up) = self.wake_up_us {
+            lines.push(format!(
+                "waking a sleeping thread takes {} us",
+                figure(wake_up)
+            ));
+            if let Some((floor, shared)) = p50(Way::Floor).zip(p50(Way::Shared)) {
+                lines.push(format!(
+                    "64 B there and back through shared engines: the floor and {:.1} wake-ups",
+                    (shared - floor) / wake_up.max(1e-9)
+                ));
+            }
+        }
+        for way in [Way::Embedded, Way::Shared] {
+            let mut rates = self.connects_per_s.iter();
+            let alone = rates.find(|rate| rate.way == way && rate.count == 1);
+            if let Some((rate, p50)) = alone.zip(p50(way)) {
+                lines.push(format!(
+                    "a connection, {}: {:.1} round trips of 64 B",
+                    way.name(),
+                    1e6 / rate.per_s.max(1e-9) / p50.max(1e-9)
+                ));
+            }
+        }
+        if let Some(alone) = &self.storage_alone {
+            lines.push(format!(
+                "the storage alone writes {} and reads {} MB/s: a stream crosses it twice, at {} MB/s at the most",
+                figure(alone.write_mb_per_s),
+                figure(alone.read_mb_per_s),
+                figure(alone.ceiling_mb_per_s)
+            ));
+        }
+        for line in &lines {
+            let _ = writeln!(text, "{line}");
+        }
+        if !lines.is_empty() {
+            text.push('\n');
+        }
     }
 }
 
@@ -352,6 +431,25 @@ fn table(
 mod tests {
     use super::*;
 
+    fn empty() -> Report {
+        Report {
+            volume: "v".into(),
+            storage: "s".into(),
+            version: "0",
+            rounds: 1,
+            seconds: 1.0,
+            noise: Noise::default(),
+            wake_up_us: None,
+            storage_alone: None,
+            round_trips: Vec::new(),
+            streams: Vec::new(),
+            many_messages_per_s: Vec::new(),
+            connects_per_s: Vec::new(),
+            idle: Vec::new(),
+            not_measured: Vec::new(),
+        }
+    }
+
     #[test]
     fn medians_ratios_and_tails() {
         let mut rounds = Rounds::default();
@@ -372,6 +470,37 @@ mod tests {
     }
 
     #[test]
+    fn what_several_tables_say_together() {
+        let mut rounds = Rounds::default();
+        assert_eq!(rounds.wake_up_us(), None);
+        assert!(rounds.storage_alone().is_none());
+        rounds.wake_ups = vec![vec![40.0, 50.0, 900.0], vec![20.0], vec![60.0]];
+        rounds.alone = vec![Alone {
+            write_mb_per_s: 600.0,
+            read_mb_per_s: 300.0,
+        }];
+        let trips = [(Way::Floor, 300.0), (Way::Shared, 500.0)];
+        for (way, us) in trips {
+            rounds.trips.insert((way, SMALL), vec![vec![us]]);
+        }
+        rounds.connects.insert((Way::Shared, 1), vec![1000.0]);
+        let mut report = empty();
+        report.wake_up_us = rounds.wake_up_us();
+        report.storage_alone = rounds.storage_alone();
+        report.round_trips = rounds.trips();
+        report.connects_per_s = Rounds::per_second(&rounds.connects);
+        let text = report.text();
+        for said in [
+            "takes 50.0 us",
+            "the floor and 4.0 wake-ups",
+            "a connection, shared: 2.0 round trips",
+            "at 200 MB/s at the most",
+        ] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    }
+
+    #[test]
     fn the_floor_of_streams_is_its_best() {
         let rate = |mb_per_s| {
             vec![Rate {
@@ -386,20 +515,8 @@ mod tests {
         let flows = rounds.flows();
         let embedded = flows.iter().find(|flow| flow.way == Way::Embedded).unwrap();
         assert_eq!(embedded.to_floor, Some(0.75));
-        let report = Report {
-            volume: "v".into(),
-            storage: "s".into(),
-            version: "0",
-            rounds: 1,
-            seconds: 1.0,
-            noise: Noise::default(),
-            round_trips: Vec::new(),
-            streams: flows,
-            many_messages_per_s: Vec::new(),
-            connects_per_s: Vec::new(),
-            idle: Vec::new(),
-            not_measured: Vec::new(),
-        };
+        let mut report = empty();
+        report.streams = flows;
         let text = report.text();
         assert!(text.contains("400") && text.contains("0.75"), "{text}");
         assert!(super::super::plot::svg(&report).contains("embedded"));
