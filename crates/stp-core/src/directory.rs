@@ -61,6 +61,8 @@ pub(crate) struct Peer {
     pub(crate) state: PeerState,
     /// Its heartbeat was seen moving: it lives, or did while this node watched.
     pub(crate) moved: bool,
+    /// The look that first showed this incarnation: of the two copies of its record either may come first.
+    found_at: Option<Time>,
     /// Reading of [`Directory::watch`] when the heartbeat last moved.
     heard: Duration,
 }
@@ -279,15 +281,19 @@ impl Directory {
             Some(peer) if !beat => peer.heard,
             _ => self.watch,
         };
-        let moved = match &known {
-            Some(peer) if change == Change::Record => peer.moved || beat,
-            _ => false,
+        let (moved, found_at) = match &known {
+            Some(peer) if change == Change::Record => {
+                let later = peer.found_at != self.read_at;
+                (peer.moved || beat && later, peer.found_at)
+            }
+            _ => (false, self.read_at),
         };
         let before = known.as_ref().map(|peer| peer.state);
         *known = Some(Peer {
             record,
             state,
             moved,
+            found_at,
             heard,
         });
         // A change of both is told as the greater one; `judge` tells states that time brings.
