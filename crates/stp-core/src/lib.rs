@@ -31,5 +31,5 @@ pub use config::{Limits, NodeConfig, Timings};
 pub use directory::{PeerInfo, PeerState};
 pub use event::{ConnectError, Event, HoldError, ListenError, ResetReason, StreamId};
 pub use io::{Io, IoAction, IoDone, IoFault};
-pub use node::{Adoption, Load, Node, SERVICE_PORT, SegmentIo, Stillness, StreamInfo};
+pub use node::{Adoption, Load, Node, PieceIo, SERVICE_PORT, SegmentIo, Stillness, StreamInfo};
 pub use time::Time;

@@ -14,7 +14,7 @@ use crate::time::Time;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use stp_format::segment::StreamKey;
-use stp_format::{Epoch, Geometry, Incarnation, LinkEntry, Ring, Seq};
+use stp_format::{Epoch, Geometry, Incarnation, LinkEntry, Ring, SeatId, SegmentInfo, Seq};
 
 /// The peer is gone; what it had published is still read.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +107,21 @@ impl Link {
         let incoming = self.incoming.as_ref();
         let due = incoming.and_then(|incoming| incoming.ack_due(timings));
         due.is_some_and(|due| due <= now)
+    }
+
+    /// The head of this node's next segment to the `reader`, with the newest acknowledgement; without its number.
+    pub(crate) fn head(&self, writer: (SeatId, Incarnation), reader: SeatId) -> SegmentInfo {
+        SegmentInfo {
+            writer: writer.0,
+            reader,
+            writer_incarnation: writer.1,
+            reader_incarnation: self.peer_incarnation,
+            epoch: self.my_epoch,
+            seq: Seq(0),
+            acked_epoch: self.peer_epoch,
+            acked_seq: self.acked_seq(),
+            wants_ack: true,
+        }
     }
 
     /// As it stands in this node's seat record.

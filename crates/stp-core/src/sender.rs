@@ -91,14 +91,19 @@ impl Pool {
             fill_up(&mut buf, bytes, whole);
             return Arc::new(buf);
         }
-        let reused = if units == 1 { self.boxed.pop() } else { None };
-        let mut kept = reused.unwrap_or_else(|| Arc::new(self.take(units)));
+        let mut kept = self.take_boxed(units);
         if let Some(small) = Arc::get_mut(&mut kept) {
             small.bytes_mut()[..bytes].copy_from_slice(&buf.bytes()[..bytes]);
             fill_up(small, bytes, whole);
         }
         self.give_back(buf);
         kept
+    }
+
+    /// A box of exactly `units` units, which nobody else has.
+    fn take_boxed(&mut self, units: usize) -> Arc<UnitBuf> {
+        let reused = if units == 1 { self.boxed.pop() } else { None };
+        reused.unwrap_or_else(|| Arc::new(self.take(units)))
     }
 
     /// Takes back what was kept, unless a write of it is still under way.
@@ -385,6 +390,59 @@ impl Outgoing {
         core::mem::take(&mut self.asks)
     }
 
+    /// Whether a segment of so many bytes may be numbered and written at once: nothing waits before it, and nothing is
+    /// under way.
+    pub(crate) fn may_pass(&self, bytes: usize) -> bool {
+        self.in_flight == 0
+            && self.unwritten == 0
+            && !self.has_frames()
+            && self.control.is_empty()
+            && self.fill.is_empty()
+            && self.farewells.is_empty()
+            && UnitBuf::units_for(bytes) <= SMALL_UNITS.min(usize::from(self.ring.slot_units))
+            && self.has_slot()
+    }
+
+    /// Numbers a segment past the one that is being filled, and counts it as written: `seal` fills its bytes. The segment,
+    /// and the slot of the one behind it.
+    pub(crate) fn pass(
+        &mut self,
+        now: Time,
+        pool: &mut Pool,
+        bytes: usize,
+        rewrite: Duration,
+        seal: impl FnOnce(&mut [u8], Seq),
+    ) -> (&[u8], u32) {
+        let seq = self.next_seq;
+        let units = UnitBuf::units_for(bytes);
+        let mut data = pool.take_boxed(units);
+        if let Some(buf) = Arc::get_mut(&mut data) {
+            seal(&mut buf.bytes_mut()[..bytes], seq);
+        }
+        self.next_seq = seq.next();
+        self.sealed_at = Some(now);
+        let next = self.slot_of(self.next_seq);
+        self.kept.push_back(Kept {
+            seq,
+            data,
+            units,
+            bytes,
+            wants_ack: true,
+            writing: None,
+            again_at: now + rewrite,
+            tries: 1,
+        });
+        let data = self.kept.back().map(|kept| &kept.data.bytes()[..bytes]);
+        (data.unwrap_or_default(), next)
+    }
+
+    /// The storage has refused what was numbered last.
+    pub(crate) fn handle_refused(&mut self, now: Time) {
+        if let Some(kept) = self.kept.back_mut() {
+            kept.again_at = now + FAULT_PAUSE * (1 << kept.tries.min(9));
+        }
+    }
+
     fn pause(&self, kept: &Kept, rewrite: Duration) -> Duration {
         let factor = if kept.wants_ack { 1 } else { QUIET_FACTOR };
         (rewrite * factor * (1 << kept.tries.saturating_sub(1).min(6))).min(PAUSE_MAX)
@@ -481,8 +539,8 @@ impl Outgoing {
         while let Some(kept) = self.kept.front()
             && kept.seq <= seq
         {
-            let slot = self.slot_of(kept.seq);
             if let Some(op) = kept.writing {
+                let slot = self.slot_of(kept.seq);
                 self.lingering.push((op, slot));
             }
             if let Some(kept) = self.kept.pop_front() {

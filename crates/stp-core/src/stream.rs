@@ -174,6 +174,19 @@ impl Stream {
             && self.moving == Moving::No
     }
 
+    /// How many bytes of the program may be put into segments now, past its socket.
+    pub(crate) fn put_credit(&self) -> usize {
+        let open = self.phase == Phase::Open
+            && self.send_end == SendEnd::Open
+            && self.reset.is_none()
+            && self.moving == Moving::No
+            && !self.pending.any();
+        match open {
+            true => usize::try_from(self.send_limit - self.sent).unwrap_or(usize::MAX),
+            false => 0,
+        }
+    }
+
     /// Whether so many bytes may come from this offset on.
     pub(crate) fn takes(&self, offset: u64, bytes: usize) -> bool {
         self.phase == Phase::Open

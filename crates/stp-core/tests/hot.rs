@@ -12,6 +12,9 @@ fn quiet_pair(streams: usize) -> (World, Vec<[StreamId; 2]>) {
     let mut world = World::new(1, 4, 8 << 20);
     world.add("alpha", true);
     world.add("beta", true);
+    for host in &mut world.hosts {
+        host.config.timings.looks_free = true;
+    }
     world.ready();
     world.listen(1, 7000);
     let mut ids: Vec<[StreamId; 2]> = Vec::new();
@@ -273,5 +276,97 @@ fn only_the_next_piece_of_its_own_stream_goes_past() {
     let second = take_past(&mut world, 1, theirs);
     assert_eq!(second.as_deref(), Some(&b"second"[..]));
     assert_eq!(take_past(&mut world, 1, theirs), None, "it is taken");
+    close(world, &ids);
+}
+
+/// Writes the bytes as a segment of their own, if they may be one; at most `landed` bytes of it land.
+fn put_piece(world: &mut World, host: usize, id: StreamId, bytes: &[u8], landed: usize) -> bool {
+    let now = world.time(host);
+    let node = world.hosts[host].node.as_mut().unwrap();
+    let Some(PieceIo { place, bytes, next }) = node.poll_piece(now, id, bytes) else {
+        return false;
+    };
+    let at = world.geometry.offset(place, 1).unwrap() as usize;
+    let count = landed.min(bytes.len());
+    world.store[at..at + count].copy_from_slice(&bytes[..count]);
+    assert_eq!(node.next_slot(id), Some(next));
+    true
+}
+
+#[test]
+fn what_goes_out_at_once_is_in_line_with_the_rest() {
+    let (mut world, ids) = quiet_pair(1);
+    let [ours, theirs] = ids[0];
+    // More bytes than the first credit, and more segments than the ring has slots.
+    for turn in 0..240 {
+        world.now += 1000;
+        let message = pattern(turn as u64, [1, 64, 100, 5000, 30_000][turn % 5]);
+        if turn % 4 == 3 {
+            assert_eq!(put(&mut world, 0, ours, &message), message.len());
+            write(&mut world, 0, ours, usize::MAX);
+        } else if !put_piece(&mut world, 0, ours, &message, usize::MAX) {
+            panic!("turn {turn}: nothing is before it");
+        }
+        let got = take_past(&mut world, 1, theirs);
+        assert!(got.is_some_and(|got| got == message), "turn {turn}");
+        // Credit and acknowledgements come back.
+        write(&mut world, 1, theirs, usize::MAX);
+        while is_there(&world, 0, ours) {
+            read(&mut world, 0, ours);
+        }
+    }
+    close(world, &ids);
+}
+
+#[test]
+fn nothing_goes_out_at_once_past_what_waits() {
+    let (mut world, ids) = quiet_pair(2);
+    let ([ours, theirs], [other, _]) = (ids[0], ids[1]);
+    let all = usize::MAX;
+    assert!(!put_piece(&mut world, 0, ours, b"", all), "nothing to say");
+    assert!(
+        !put_piece(&mut world, 0, ours, &[1; 40_000], all),
+        "too long"
+    );
+    // Another stream's bytes are in the segment that is being filled.
+    assert_eq!(put(&mut world, 0, other, b"theirs"), 6);
+    assert!(!put_piece(&mut world, 0, ours, b"ours", all));
+    write(&mut world, 0, ours, all);
+    // Its end waits.
+    world.act(0, |node, now| node.finish(now, other));
+    assert!(!put_piece(&mut world, 0, ours, b"ours", all));
+    write(&mut world, 0, ours, all);
+    // Until the ring is full: nobody acknowledges.
+    let mut sent = 0;
+    while put_piece(&mut world, 0, ours, b"ours", all) {
+        sent += 4;
+        assert!(sent < 4000, "the ring has no end");
+    }
+    world.run_until("all of it has come", |world| {
+        world.app(1, theirs).received.len() == sent
+    });
+    assert_eq!(world.app(1, theirs).received, b"ours".repeat(sent / 4));
+    close(world, &ids);
+}
+
+#[test]
+fn what_the_storage_did_not_take_is_written_again() {
+    let (mut world, ids) = quiet_pair(1);
+    let [ours, theirs] = ids[0];
+    // Of the second, half a segment lands, and nobody says so.
+    for (turn, landed) in [(0, 0), (1, 170)] {
+        assert!(put_piece(&mut world, 0, ours, b"ours", landed));
+        if turn == 0 {
+            world.act(0, |node, now| node.handle_refused(now, ours));
+        }
+        world.run_until("it is there after all", |world| {
+            world.app(1, theirs).received.len() == (turn + 1) * 4
+        });
+        assert!(!is_there(&world, 1, theirs));
+        world.run_until("no look is under way", |world| {
+            let node = world.hosts[0].node.as_ref().unwrap();
+            node.awaited(ours).is_some()
+        });
+    }
     close(world, &ids);
 }

@@ -11,7 +11,7 @@ use crate::ids::{Epoch, Incarnation, SeatId, Seq, VolumeId};
 use crate::layout::record;
 use crate::unit::UnitBuf;
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// First bytes of a segment.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"STPsegm\n";
@@ -85,6 +85,19 @@ record! {
     }
 }
 const _: () = assert!(size_of::<FrameHead>() == FRAME_HEAD_BYTES);
+
+impl FrameHead {
+    fn new(kind: u8, key: StreamKey, value: u64, payload: usize) -> Self {
+        Self {
+            kind,
+            flags: u8::from(key.by_writer),
+            reserved: 0.into(),
+            len: (payload as u32).into(),
+            stream: key.number.into(),
+            value: value.into(),
+        }
+    }
+}
 
 record! {
     /// What follows the head of an open frame.
@@ -408,14 +421,7 @@ impl SegmentBuilder {
             offset: value,
             bytes: payload,
         });
-        let head = FrameHead {
-            kind,
-            flags: u8::from(key.by_writer),
-            reserved: 0.into(),
-            len: (payload as u32).into(),
-            stream: key.number.into(),
-            value: value.into(),
-        };
+        let head = FrameHead::new(kind, key, value, payload);
         let start = self.len + FRAME_HEAD_BYTES;
         let end = start + payload.next_multiple_of(FRAME_ALIGN);
         let bytes = self.buf.bytes_mut();
@@ -435,27 +441,39 @@ impl SegmentBuilder {
 
     /// Puts head and checksum on. The buffer and the number of its bytes that count; behind them is whatever was there.
     pub fn seal_bytes(mut self, volume: VolumeId, info: &SegmentInfo) -> (UnitBuf, usize) {
-        let mut head = SegmentHead::new_zeroed();
-        head.magic = SEGMENT_MAGIC;
-        head.version = FORMAT_VERSION.into();
-        head.flags = u16::from(info.wants_ack).into();
-        head.writer = info.writer.0.into();
-        head.reader = info.reader.0.into();
-        head.volume = volume.0;
-        head.writer_incarnation = info.writer_incarnation.0.into();
-        head.reader_incarnation = info.reader_incarnation.0.into();
-        head.epoch = info.epoch.0.into();
-        head.acked_epoch = info.acked_epoch.0.into();
-        head.seq = info.seq.0.into();
-        head.acked_seq = info.acked_seq.0.into();
-        head.len = (self.len as u32).into();
-        head.frames = self.frames.into();
-        let bytes = self.buf.bytes_mut();
-        bytes[..SEGMENT_HEAD_BYTES].copy_from_slice(head.as_bytes());
-        let sum = checksum(&bytes[SEAL_BYTES..self.len]).to_le_bytes();
-        bytes[8..SEAL_BYTES].copy_from_slice(&sum);
+        put_head(
+            &mut self.buf.bytes_mut()[..self.len],
+            volume,
+            info,
+            self.frames,
+        );
         (self.buf, self.len)
     }
+}
+
+/// Puts head and checksum on a segment whose frames are there.
+fn put_head(segment: &mut [u8], volume: VolumeId, info: &SegmentInfo, frames: u32) {
+    let head = SegmentHead {
+        magic: SEGMENT_MAGIC,
+        checksum: 0.into(),
+        version: FORMAT_VERSION.into(),
+        flags: u16::from(info.wants_ack).into(),
+        writer: info.writer.0.into(),
+        reader: info.reader.0.into(),
+        volume: volume.0,
+        writer_incarnation: info.writer_incarnation.0.into(),
+        reader_incarnation: info.reader_incarnation.0.into(),
+        epoch: info.epoch.0.into(),
+        acked_epoch: info.acked_epoch.0.into(),
+        seq: info.seq.0.into(),
+        acked_seq: info.acked_seq.0.into(),
+        len: (segment.len() as u32).into(),
+        frames: frames.into(),
+        reserved: [0; 40],
+    };
+    segment[..SEGMENT_HEAD_BYTES].copy_from_slice(head.as_bytes());
+    let sum = checksum(&segment[SEAL_BYTES..]).to_le_bytes();
+    segment[8..SEAL_BYTES].copy_from_slice(&sum);
 }
 
 /// The head at the front of `bytes`, form and volume checked, and the segment's length in bytes. The
@@ -528,6 +546,30 @@ pub struct LonePiece {
 }
 
 impl LonePiece {
+    /// Bytes of a segment that is one piece of so many bytes.
+    pub fn segment_bytes(bytes: usize) -> usize {
+        FIRST_BYTES_AT + bytes.next_multiple_of(FRAME_ALIGN)
+    }
+
+    /// Makes of `segment`, which has the length that its bytes want ([`LonePiece::segment_bytes`]), one that is these
+    /// bytes of one stream, from `offset` on, and nothing else.
+    pub fn seal(
+        segment: &mut [u8],
+        volume: VolumeId,
+        info: &SegmentInfo,
+        key: StreamKey,
+        offset: u64,
+        bytes: &[u8],
+    ) {
+        debug_assert_eq!(segment.len(), Self::segment_bytes(bytes.len()));
+        let frame = FrameHead::new(DATA_KIND, key, offset, bytes.len());
+        let end = FIRST_BYTES_AT + bytes.len();
+        segment[SEGMENT_HEAD_BYTES..FIRST_BYTES_AT].copy_from_slice(frame.as_bytes());
+        segment[FIRST_BYTES_AT..end].copy_from_slice(bytes);
+        segment[end..].fill(0);
+        put_head(segment, volume, info, 1);
+    }
+
     /// The segment with this front, if it is one.
     pub fn peek(front: &[u8], volume: VolumeId) -> Option<Self> {
         let (info, len) = peek_segment(front, volume).ok()?;
@@ -537,7 +579,7 @@ impl LonePiece {
         let is_lone = head.frames.get() == 1
             && frame.kind == DATA_KIND
             && bytes > 0
-            && len == FIRST_BYTES_AT + bytes.next_multiple_of(FRAME_ALIGN);
+            && len == Self::segment_bytes(bytes);
         is_lone.then(|| Self {
             info,
             len,

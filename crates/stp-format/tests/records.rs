@@ -467,6 +467,10 @@ fn a_lone_piece_is_checked_in_parts_as_it_is_whole() {
         let mut builder = SegmentBuilder::new(UnitBuf::zeroed(2));
         assert_eq!(builder.append_data(key, 5, &data), bytes);
         let (mut buf, _) = builder.seal(volume(), &segment_info());
+        // Made at one go, over whatever was there, it is the same.
+        let mut made = vec![0xaa; LonePiece::segment_bytes(bytes)];
+        LonePiece::seal(&mut made, volume(), &segment_info(), key, 5, &data);
+        assert_eq!(made, buf.bytes()[..made.len()]);
         let piece = LonePiece::peek(&buf.bytes()[..200], volume()).expect("nothing else is in it");
         assert_eq!(
             (piece.info, piece.key, piece.offset),

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use stp_format::{Geometry, Place, SeatId, UnitBuf};
+use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
 
 /// Atomics under one name: a test puts others in their place.
 mod sync {
@@ -210,20 +210,59 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
 /// A storage that is memory: a transfer is a copy, of bytes instead of units, and is done when the call returns.
 ///
-/// Lengths and positions are multiples of eight. A place outside the volume is
+/// Lengths and positions are multiples of eight. What does not lie within the slot is
 /// [`std::io::ErrorKind::InvalidInput`].
 pub trait Memory: Send + Sync {
-    /// A word of a slot, as others write it: to be looked at until it changes. `None` outside the volume.
-    fn word(&self, place: Place, at: usize) -> Option<&AtomicU64>;
+    /// Where a slot lies; `None` outside the volume, and for any other place.
+    fn spot(&self, place: Place) -> Option<Spot>;
 
-    /// Copies from a place, from its byte `at` on.
-    fn read(&self, place: Place, at: usize, into: &mut [u8]) -> std::io::Result<()>;
+    /// A word of a slot, as others write it: to be looked at until it changes. `None` outside the slot.
+    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64>;
 
-    /// The front of a place will soon be written: whatever makes that fast may be done now. It changes nothing.
-    fn prepare(&self, place: Place, len: usize);
+    /// Copies from a slot, from its byte `at` on.
+    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> std::io::Result<()>;
 
-    /// Copies to the front of a place. Whoever sees the word of [`stp_format::segment::SEGMENT_SEQ_AT`] sees all of it.
-    fn write(&self, place: Place, bytes: &[u8]) -> std::io::Result<()>;
+    /// The front of a slot will soon be written: whatever makes that fast may be done now. It changes nothing.
+    fn prepare(&self, spot: Spot, len: usize);
+
+    /// Copies to the front of a slot. Whoever sees the word of [`stp_format::segment::SEGMENT_SEQ_AT`] sees all of it.
+    fn write(&self, spot: Spot, bytes: &[u8]) -> std::io::Result<()>;
+}
+
+/// A slot's place in memory: found once, used for each copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    place: Place,
+    offset: u64,
+    room_bytes: usize,
+}
+
+impl Spot {
+    /// Where a slot lies on a volume of these measures.
+    pub fn of(geometry: &Geometry, place: Place) -> Option<Self> {
+        let Place::Slot { ring, skip, .. } = place else {
+            return None;
+        };
+        let units = usize::from(ring.slot_units).checked_sub(skip as usize)?;
+        Some(Self {
+            place,
+            offset: geometry.offset(place, units)?,
+            room_bytes: units * UNIT_BYTES,
+        })
+    }
+
+    /// Which slot.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The byte offset on the volume of `len` bytes of the slot from its byte `at` on, if they lie in it and are whole
+    /// words.
+    pub fn offset(&self, at: usize, len: usize) -> Option<u64> {
+        let whole = (at | len).is_multiple_of(words::WORD_BYTES);
+        let fits = at <= self.room_bytes && len <= self.room_bytes - at;
+        (whole && fits).then(|| self.offset + at as u64)
+    }
 }
 
 /// What came of [`Medium::lock_seat`].

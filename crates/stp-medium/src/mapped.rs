@@ -18,6 +18,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
@@ -29,11 +30,11 @@ use std::time::{Duration, Instant};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use stp_format::segment::{SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT};
-use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
+use stp_format::{Geometry, Place, SeatId, UNIT_BYTES};
 
 use crate::storage::{Writable, locate, outside};
 use crate::words::{self, WORD_BYTES};
-use crate::{Completion, Medium, Memory, Op, OpId, SeatLock, lock};
+use crate::{Completion, Medium, Memory, Op, OpId, SeatLock, Spot, lock};
 
 /// Operations handed over between two kicks beyond which nothing is gained.
 const DEPTH: usize = 64;
@@ -239,38 +240,40 @@ struct Slots {
 }
 
 impl Slots {
-    /// Where `len` bytes of a place begin, from its byte `at` on.
-    fn offset(&self, place: Place, at: usize, len: usize) -> Option<usize> {
-        let end = at.checked_add(len)?;
-        let offset = self.geometry.offset(place, UnitBuf::units_for(end))?;
-        let whole = at.is_multiple_of(WORD_BYTES) && len.is_multiple_of(WORD_BYTES);
-        (whole && self.map.holds(offset, end)).then_some(offset as usize + at)
+    /// Where `len` bytes of a slot begin, from its byte `at` on.
+    fn offset(&self, spot: Spot, at: usize, len: usize) -> Option<usize> {
+        let offset = spot.offset(at, len)?;
+        self.map.holds(offset, len).then_some(offset as usize)
     }
 }
 
 impl Memory for Slots {
-    fn word(&self, place: Place, at: usize) -> Option<&AtomicU64> {
-        let offset = self.offset(place, at, WORD_BYTES)?;
+    fn spot(&self, place: Place) -> Option<Spot> {
+        Spot::of(&self.geometry, place)
+    }
+
+    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64> {
+        let offset = self.offset(spot, at, WORD_BYTES)?;
         self.map.words(offset, WORD_BYTES).first()
     }
 
-    fn read(&self, place: Place, at: usize, into: &mut [u8]) -> io::Result<()> {
-        let offset = self.offset(place, at, into.len()).ok_or_else(outside)?;
+    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
+        let offset = self.offset(spot, at, into.len()).ok_or_else(outside)?;
         self.map.copy_out(offset, into);
         Ok(())
     }
 
-    fn prepare(&self, place: Place, len: usize) {
-        if let Some(offset) = self.offset(place, 0, len) {
+    fn prepare(&self, spot: Spot, len: usize) {
+        if let Some(offset) = self.offset(spot, 0, len) {
             self.map.want_to_write(offset, len);
         }
     }
 
-    fn write(&self, place: Place, bytes: &[u8]) -> io::Result<()> {
-        if self.writable == Writable::No || place.owner().is_none() {
+    fn write(&self, spot: Spot, bytes: &[u8]) -> io::Result<()> {
+        if self.writable == Writable::No {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let offset = self.offset(place, 0, bytes.len()).ok_or_else(outside)?;
+        let offset = self.offset(spot, 0, bytes.len()).ok_or_else(outside)?;
         self.map.copy_in(offset, bytes);
         Ok(())
     }
@@ -330,8 +333,17 @@ impl Map {
 
     /// Brings in the pages of a range that lies in the map, unless that was done. Without it, or where the kernel
     /// refuses it, each page comes at its first touch.
+    #[inline]
     fn populate(&self, offset: usize, len: usize) {
-        let stretches = offset / POPULATE_BYTES..(offset + len).div_ceil(POPULATE_BYTES);
+        let first = offset / POPULATE_BYTES;
+        let alone = len > 0 && (offset + len - 1) / POPULATE_BYTES == first;
+        if !alone || !self.populated[first].load(Ordering::Relaxed) {
+            self.populate_stretches(first..(offset + len).div_ceil(POPULATE_BYTES));
+        }
+    }
+
+    #[cold]
+    fn populate_stretches(&self, stretches: Range<usize>) {
         for stretch in stretches {
             let populated = &self.populated[stretch];
             if populated.load(Ordering::Relaxed) || populated.swap(true, Ordering::Relaxed) {
@@ -339,7 +351,7 @@ impl Map {
             }
             let first = stretch * POPULATE_BYTES;
             let bytes = POPULATE_BYTES.min(self.len - first);
-            // SAFETY: the stretch lies in the map (`first` is below `offset + len`), and bringing pages in changes
+            // SAFETY: the stretch lies in the map (its flag exists), and bringing pages in changes
             // nothing that anybody can see.
             unsafe {
                 let start = self.start.as_ptr().add(first).cast();

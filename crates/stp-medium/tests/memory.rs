@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use stp_format::segment::SEGMENT_SEQ_AT;
 use stp_format::{Geometry, Place, SeatId, UnitBuf};
-use stp_medium::{Access, Medium, Memory, Op, OpId, OpenOptions, open};
+use stp_medium::{Access, Medium, Memory, Op, OpId, OpenOptions, Spot, open};
 
 const VOLUME_BYTES: u64 = 4 << 20;
 
@@ -47,17 +47,18 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
     let mut two = medium(&path, Access::ReadWrite);
     let memory = one.memory().unwrap();
     let theirs = two.memory().unwrap();
+    let spot = memory.spot(slot(1)).unwrap();
     // Below, at and above what is copied in one go, with a tail.
     for (number, len) in [8, 120, 128, 136, 2040, 2048, 2056, 5000, 20_000]
         .into_iter()
         .enumerate()
     {
         let bytes: Vec<u8> = (0..len).map(|at| (at * 7 + number + 1) as u8).collect();
-        memory.prepare(slot(1), len);
-        memory.write(slot(1), &bytes).unwrap();
+        memory.prepare(spot, len);
+        memory.write(spot, &bytes).unwrap();
         // A buffer at any place of its page.
         let mut found = vec![0; len];
-        theirs.read(slot(1), 0, &mut found).unwrap();
+        theirs.read(spot, 0, &mut found).unwrap();
         assert!(found == bytes, "{len} bytes");
         let place = slot(1);
         let buf = UnitBuf::zeroed(UnitBuf::units_for(len));
@@ -67,7 +68,7 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
         assert!(buf.bytes()[..len] == bytes, "{len} bytes by a transfer");
         if len > SEGMENT_SEQ_AT {
             let word = theirs
-                .word(slot(1), SEGMENT_SEQ_AT)
+                .word(spot, SEGMENT_SEQ_AT)
                 .unwrap()
                 .load(Ordering::Acquire);
             assert_eq!(
@@ -76,7 +77,7 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
             );
         }
         let mut tail = [0; 8];
-        theirs.read(slot(1), len - 8, &mut tail).unwrap();
+        theirs.read(spot, len - 8, &mut tail).unwrap();
         assert_eq!(tail, bytes[len - 8..]);
     }
 }
@@ -93,22 +94,32 @@ fn nothing_is_reached_outside_the_volume_or_written_where_nobody_may() {
         },
     ];
     for place in beyond {
-        assert!(memory.word(place, 0).is_none(), "{place:?}");
-        let refused = memory.read(place, 0, &mut [0; 64]).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{place:?}");
-        let refused = memory.write(place, &[0; 64]).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{place:?}");
-        memory.prepare(place, 64);
+        assert!(memory.spot(place).is_none(), "{place:?}");
     }
+    // One that another volume's measures have.
+    let larger = Geometry::plan(16 * VOLUME_BYTES, 2).unwrap();
+    let place = Place::Slot {
+        seat: SeatId(1),
+        ring: larger.ring(0, larger.extents),
+        slot: 1,
+        skip: 0,
+    };
+    let foreign = Spot::of(&larger, place).unwrap();
+    assert!(memory.word(foreign, 0).is_none());
+    let refused = memory.read(foreign, 0, &mut [0; 64]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+    let refused = memory.write(foreign, &[0; 64]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+    memory.prepare(foreign, 64);
     // Neither beyond a slot's end nor in the middle of a word.
-    assert!(memory.write(slot(0), &vec![0; 1 << 20]).is_err());
-    assert!(memory.read(slot(0), usize::MAX - 7, &mut [0; 8]).is_err());
-    assert!(memory.write(slot(0), &[0; 12]).is_err());
-    assert!(memory.word(slot(0), 4).is_none());
-    let superblock = Place::Superblock { copy: 0 };
-    assert!(memory.write(superblock, &[0; 64]).is_err());
+    let spot = memory.spot(slot(0)).unwrap();
+    assert!(memory.write(spot, &vec![0; 1 << 20]).is_err());
+    assert!(memory.read(spot, usize::MAX - 7, &mut [0; 8]).is_err());
+    assert!(memory.write(spot, &[0; 12]).is_err());
+    assert!(memory.word(spot, 4).is_none());
+    assert!(memory.spot(Place::Superblock { copy: 0 }).is_none());
     let memory = medium(&path, Access::Read).memory().unwrap();
-    let refused = memory.write(slot(0), &[0; 64]).unwrap_err();
+    let refused = memory.write(spot, &[0; 64]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
 }
 

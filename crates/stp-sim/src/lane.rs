@@ -174,10 +174,10 @@ impl World {
         };
         let served = drives && steer_hot(engine, token, takes_itself);
         let got = engine.take_into(engine.now(), token, &mut into, &mut socket);
-        if got != Got::Nothing {
-            settle_hot(engine, token);
-        }
-        let is_due = engine.is_step_due(token);
+        let is_due = match got {
+            Got::Nothing => engine.is_step_due(token),
+            _ => engine.settle_hot(engine.now(), token),
+        };
         if got == Got::Nothing && may_go_on {
             return self.drive_on(end, node, served);
         }
@@ -349,7 +349,7 @@ impl World {
             written,
             bell: &bell,
         };
-        let done = put_hot(engine, write);
+        let done = engine.put_hot(engine.now(), write);
         let put = match done == bytes.len() {
             true => Put::All,
             false => engine.put(
@@ -414,26 +414,6 @@ impl World {
     }
 }
 
-/// As many of the bytes as go out by themselves, between two whole steps.
-fn put_hot(engine: &mut Engine, write: Write<'_>) -> usize {
-    engine.begin_hot();
-    let now = engine.now();
-    engine.read_acks_hot(now, write.token);
-    let mut done = 0;
-    while done < write.bytes.len() && engine.is_hot(now) {
-        let bytes = &write.bytes[done..];
-        let taken = engine.put_some(now, Write { bytes, ..write });
-        let Some(taken) = taken.filter(|taken| *taken > 0) else {
-            break;
-        };
-        done += taken;
-        if let Some(id) = engine.id_of(write.token) {
-            engine.write_hot(now, id);
-        }
-    }
-    done
-}
-
 /// A look for what a stream's peer writes, unless the reader will take it straight from there; `false` when a whole step
 /// is due.
 fn steer_hot(engine: &mut Engine, token: StreamToken, takes_itself: bool) -> bool {
@@ -449,14 +429,4 @@ fn steer_hot(engine: &mut Engine, token: StreamToken, takes_itself: bool) -> boo
         engine.read_hot(now, id);
     }
     engine.is_hot(now)
-}
-
-/// What taking has brought about.
-fn settle_hot(engine: &mut Engine, token: StreamToken) {
-    let now = engine.now();
-    if engine.is_hot(now)
-        && let Some(id) = engine.id_of(token)
-    {
-        engine.write_hot(now, id);
-    }
 }

@@ -14,7 +14,7 @@ use stp_format::segment::{
     SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, SegmentBuilder, decode_segment, peek_segment,
 };
 use stp_format::{Epoch, Place, SegmentInfo, UNIT_BYTES, UnitBuf};
-use stp_medium::{Completion, Memory, Op, OpId};
+use stp_medium::{Completion, Memory, Op, OpId, Spot};
 
 use crate::disk::{Disk, ERRNO_IO, Event, Shared};
 use crate::mutation::Mutation;
@@ -301,27 +301,19 @@ impl SimMemory {
         }
     }
 
-    fn copy_out(
-        &self,
-        disk: &mut Disk,
-        place: Place,
-        at: usize,
-        into: &mut [u8],
-    ) -> io::Result<()> {
-        let end = at.checked_add(into.len());
-        let units = UnitBuf::units_for(end.unwrap_or(usize::MAX / 2));
-        let offset = disk.geometry.offset(place, units);
+    fn copy_out(&self, disk: &mut Disk, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
+        let offset = spot.offset(at, into.len());
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
-        disk.copy_out(self.handle, offset + at as u64, into)
+        disk.copy_out(self.handle, offset, into)
     }
 
     /// The last segment again, under the number of the one that is there.
-    fn doubled(&self, disk: &mut Disk, place: Place) -> Option<Vec<u8>> {
+    fn doubled(&self, disk: &mut Disk, spot: Spot) -> Option<Vec<u8>> {
         let mut head = [0; SEGMENT_HEAD_BYTES];
-        self.copy_out(disk, place, 0, &mut head).ok()?;
+        self.copy_out(disk, spot, 0, &mut head).ok()?;
         let (_, length) = peek_segment(&head, VOLUME).ok()?;
         let mut bytes = vec![0; length];
-        self.copy_out(disk, place, 0, &mut bytes).ok()?;
+        self.copy_out(disk, spot, 0, &mut bytes).ok()?;
         let (info, _) = decode_segment(&bytes, VOLUME).ok()?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
@@ -359,37 +351,42 @@ fn sealed_as(bytes: &[u8], info: &SegmentInfo) -> Option<(UnitBuf, usize)> {
 }
 
 impl Memory for SimMemory {
-    fn word(&self, place: Place, at: usize) -> Option<&AtomicU64> {
+    fn spot(&self, place: Place) -> Option<Spot> {
+        Spot::of(&self.disk.lock().geometry, place)
+    }
+
+    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64> {
         let mut word = [0; WORD_BYTES];
         let mut disk = self.disk.lock();
-        self.copy_out(&mut disk, place, at, &mut word).ok()?;
+        self.copy_out(&mut disk, spot, at, &mut word).ok()?;
         self.looked
             .store(u64::from_ne_bytes(word), Ordering::Relaxed);
         Some(&self.looked)
     }
 
-    fn read(&self, place: Place, at: usize, into: &mut [u8]) -> io::Result<()> {
+    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
         let mut disk = self.disk.lock();
         if at == 0 {
             disk.figures.hot_reads += 1;
         }
         if disk.mutation == Some(Mutation::HotTwice)
-            && let Some(doubled) = self.doubled(&mut disk, place)
+            && let Some(doubled) = self.doubled(&mut disk, spot)
         {
             let part = doubled.get(at..).unwrap_or_default();
             let length = part.len().min(into.len());
             into[..length].copy_from_slice(&part[..length]);
             return Ok(());
         }
-        self.copy_out(&mut disk, place, at, into)
+        self.copy_out(&mut disk, spot, at, into)
     }
 
-    fn prepare(&self, _place: Place, _len: usize) {}
+    fn prepare(&self, _spot: Spot, _len: usize) {}
 
-    fn write(&self, place: Place, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, spot: Spot, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let units = UnitBuf::units_for(bytes.len());
-        let offset = disk.geometry.offset(place, units);
+        let place = spot.place();
+        let offset = spot.offset(0, bytes.len());
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
         let mut data = UnitBuf::zeroed(units);
         data.bytes_mut()[..bytes.len()].copy_from_slice(bytes);

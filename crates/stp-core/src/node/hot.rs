@@ -5,7 +5,9 @@
 
 use super::*;
 use crate::event::StreamId;
-use stp_format::LonePiece;
+use crate::receiver::Incoming;
+use crate::sender::Asks;
+use stp_format::{LonePiece, SegmentInfo};
 
 /// A segment to be written.
 #[derive(Debug)]
@@ -20,6 +22,17 @@ pub struct SegmentIo {
     pub units: usize,
     /// What of these means anything: storage that takes bytes may leave the rest as it was.
     pub bytes: usize,
+}
+
+/// A segment of one piece of a stream, to be written at once.
+#[derive(Debug)]
+pub struct PieceIo<'a> {
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub bytes: &'a [u8],
+    /// Where the next segment will be written.
+    pub next: Place,
 }
 
 impl SegmentIo {
@@ -52,8 +65,70 @@ impl Node {
         Some(io)
     }
 
-    /// The slot and the number of the next segment that a stream's peer writes, while nobody looks for it.
-    pub fn awaited(&self, id: StreamId) -> Option<(Place, Seq)> {
+    /// A segment of these bytes of a stream and of nothing else, numbered and counted as written: the caller writes it now,
+    /// and says [`Node::handle_refused`] if the storage does not take it. `None`, and nothing done, where looks are
+    /// not free, where anything else waits on the stream's link, or where not all of it has room.
+    pub fn poll_piece(&mut self, now: Time, id: StreamId, bytes: &[u8]) -> Option<PieceIo<'_>> {
+        self.tick(now);
+        let up = matches!(self.phase, Phase::Up);
+        let timings = &self.config.timings;
+        let writer = self.writer();
+        let stream = self.streams.get_mut(id)?;
+        let link = &mut self.links[usize::from(stream.seat.0)];
+        let head = link.head(writer, stream.seat);
+        let outgoing = link.outgoing.as_mut()?;
+        let len = LonePiece::segment_bytes(bytes.len());
+        let may = up
+            && timings.looks_free
+            && link.ending.is_none()
+            && !bytes.is_empty()
+            && bytes.len() <= stream.put_credit()
+            && outgoing.may_pass(len)
+            && !outgoing.needs_doorbell(now);
+        if !may {
+            return None;
+        }
+        self.active_at = now;
+        let volume = self.config.volume;
+        let (key, offset) = (stream.key, stream.sent);
+        stream.sent += bytes.len() as u64;
+        if let Some(incoming) = &mut link.incoming {
+            incoming.acknowledged();
+            incoming.ask(now, Asks::Perhaps, timings);
+        }
+        self.counters.sent_bytes += bytes.len() as u64;
+        self.counters.writes += 1;
+        self.counters.written_units += UnitBuf::units_for(len) as u64;
+        let ring = outgoing.ring();
+        let seal = |segment: &mut [u8], seq| {
+            let info = SegmentInfo { seq, ..head };
+            LonePiece::seal(segment, volume, &info, key, offset, bytes);
+        };
+        let (_, slot) = outgoing.next_slot();
+        let (bytes, next) = outgoing.pass(now, &mut self.pool, len, timings.rewrite, seal);
+        let place = |slot| Place::Slot {
+            seat: self.seat,
+            ring,
+            slot,
+            skip: 0,
+        };
+        Some(PieceIo {
+            place: place(slot),
+            bytes,
+            next: place(next),
+        })
+    }
+
+    /// The storage did not take the last segment of [`Node::poll_piece`].
+    pub fn handle_refused(&mut self, now: Time, id: StreamId) {
+        let seat = self.seat_of(id);
+        if let Some(outgoing) = seat.and_then(|seat| self.links[seat].outgoing.as_mut()) {
+            outgoing.handle_refused(now);
+        }
+    }
+
+    /// The next segment that a stream's peer writes, while nobody looks for it: on which link, and its number.
+    fn next_of(&self, id: StreamId) -> Option<(usize, &Incoming, Seq)> {
         let seat = self.seat_of(id)?;
         let link = &self.links[seat];
         let bounded = self.config.timings.poll_iops > 0;
@@ -61,7 +136,12 @@ impl Node {
         if link.ending.is_some() || incoming.is_looked_for() {
             return None;
         }
-        let seq = incoming.taken().next();
+        Some((seat, incoming, incoming.taken().next()))
+    }
+
+    /// The slot and the number of the next segment that a stream's peer writes, while nobody looks for it.
+    pub fn awaited(&self, id: StreamId) -> Option<(Place, Seq)> {
+        let (seat, incoming, seq) = self.next_of(id)?;
         let place = Place::Slot {
             seat: SeatId(seat as u16),
             ring: incoming.ring(),
@@ -95,8 +175,7 @@ impl Node {
     /// The next segment of a stream's peer by its front, if it is one piece of that stream, which may go straight into the
     /// program's memory: nothing is before it.
     pub fn poll_piece_of(&self, id: StreamId, front: &[u8]) -> Option<LonePiece> {
-        let (_, seq) = self.awaited(id)?;
-        let seat = self.seat_of(id)?;
+        let (seat, _, seq) = self.next_of(id)?;
         let link = &self.links[seat];
         let expected = self.expected(SeatId(seat as u16), link.peer_epoch);
         let piece = LonePiece::peek(front, expected.volume)?;
@@ -128,8 +207,8 @@ impl Node {
         if let Some(stream) = self.streams.get_mut(id) {
             stream.recv_next += piece.bytes as u64;
             self.counters.received_bytes += piece.bytes as u64;
-            self.handed_over(now, id, piece.bytes);
         }
+        self.handed_over(now, id, piece.bytes);
         let seat = SeatId(seat as u16);
         let acked = match acks_mine {
             true => self.handle_acked(seat, piece.info.acked_seq),

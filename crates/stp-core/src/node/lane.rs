@@ -7,7 +7,6 @@
 use super::traffic::FILL_TURN;
 use super::*;
 use crate::sender::{Asks, Outgoing};
-use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 
 /// Streams for which room is left, if so many wait.
 const TURNS_MAX: usize = 4;
@@ -57,17 +56,12 @@ impl Node {
         let Some(stream) = self.streams.get(id) else {
             return 0;
         };
-        let open = stream.phase == StreamPhase::Open
-            && stream.send_end == SendEnd::Open
-            && stream.reset.is_none()
-            && stream.moving == Moving::No
-            && !stream.pending.any();
-        let credit = usize::try_from(stream.send_limit - stream.sent).unwrap_or(usize::MAX);
+        let credit = stream.put_credit();
         let link = &mut self.links[usize::from(stream.seat.0)];
         let Some(outgoing) = link.outgoing.as_mut().filter(|_| link.ending.is_none()) else {
             return 0;
         };
-        if !open || credit == 0 || !outgoing.can_fill() {
+        if credit == 0 || !outgoing.can_fill() {
             return 0;
         }
         let others = outgoing.fill.iter().filter(|other| **other != id);

@@ -18,7 +18,7 @@ mod peers;
 mod sockets;
 mod traffic;
 
-pub use hot::SegmentIo;
+pub use hot::{PieceIo, SegmentIo};
 pub use load::Load;
 pub use moving::{Adoption, Stillness};
 

@@ -5,7 +5,7 @@ use super::*;
 use crate::sender::Asks;
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd};
 use stp_format::segment::StreamKey;
-use stp_format::{Frame, FrameBody, SegmentInfo};
+use stp_format::{Frame, FrameBody, Incarnation, SegmentInfo};
 
 /// Bytes that one stream may put in a row while others wait on the same link.
 pub(super) const FILL_TURN: usize = 32 << 10;
@@ -194,13 +194,13 @@ impl Node {
 
     /// The program has `bytes` more of what came.
     pub(super) fn handed_over(&mut self, now: Time, id: StreamId, bytes: usize) {
-        let limits = self.limits();
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
         stream.taken += bytes as u64;
         stream.urgent = stream.urgent.filter(|end| *end > stream.taken);
         if stream.wants_credit() && stream.reset.is_none() {
+            let limits = &self.config.limits;
             // A program that keeps up may be sent more ahead.
             let growth = stream
                 .window
@@ -414,26 +414,14 @@ impl Node {
     /// Numbers the segment that is being filled, with the newest acknowledgement in it.
     pub(super) fn seal(&mut self, now: Time, seat: usize) {
         let timings = &self.config.timings;
+        let writer = self.writer();
         let link = &mut self.links[seat];
+        let head = link.head(writer, SeatId(seat as u16));
         if let Some(outgoing) = &mut link.outgoing {
             self.active_at = now;
             let wants_ack = outgoing.has_frames() || outgoing.crowded();
             let doorbell = outgoing.needs_doorbell(now);
-            let info = SegmentInfo {
-                writer: self.seat,
-                reader: SeatId(seat as u16),
-                writer_incarnation: self.incarnation,
-                reader_incarnation: link.peer_incarnation,
-                epoch: link.my_epoch,
-                seq: Seq(0),
-                acked_epoch: link.peer_epoch,
-                acked_seq: link
-                    .incoming
-                    .as_ref()
-                    .map(|i| i.taken())
-                    .unwrap_or_default(),
-                wants_ack,
-            };
+            let info = SegmentInfo { wants_ack, ..head };
             let volume = self.config.volume;
             let whole = !timings.looks_free;
             let asks = outgoing.seal(now, &mut self.pool, wants_ack, whole, |builder, seq| {
@@ -447,6 +435,11 @@ impl Node {
                 self.own.ring();
             }
         }
+    }
+
+    /// Who writes this node's segments.
+    pub(super) fn writer(&self) -> (SeatId, Incarnation) {
+        (self.seat, self.incarnation)
     }
 
     /// No segment can carry the acknowledgement: the seat record does.

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use stp_core::Time;
 
+const NS_PER_S: u64 = 1_000_000_000;
+
 /// A source of the node's time.
 pub trait Clock {
     /// Nanoseconds since this clock was made.
@@ -35,6 +37,8 @@ impl Default for MonotonicClock {
 
 impl Clock for MonotonicClock {
     fn now(&self) -> Time {
-        Time(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        let elapsed = self.origin.elapsed();
+        // 64 bits of nanoseconds last for centuries.
+        Time(elapsed.as_secs() * NS_PER_S + u64::from(elapsed.subsec_nanos()))
     }
 }

@@ -39,6 +39,8 @@ use crate::rendezvous::FileLock;
 const LOAN_MAX: Duration = Duration::from_millis(2);
 /// How long the engine's thread stays away from a node whose program has just got what it waited for.
 const AWAY_MAX: Duration = Duration::from_millis(1);
+/// By so much that may be less.
+const AWAY_STEP_NS: u64 = 100_000;
 /// No loans for so long after bytes moved in bulk.
 const BULK_REST: Duration = Duration::from_millis(10);
 /// Writes into a socket of more bytes than this are the engine's thread's to send.
@@ -393,22 +395,11 @@ impl Helm {
     }
 
     /// As many of the bytes as have room, which go out by themselves if no step is due and nobody else matters.
-    fn put_hot(&self, core: &mut Core, mut now: Time, write: Write<'_>) -> usize {
-        let mut done = 0;
-        if core.driver.begin_hot() {
-            now = core.driver.now();
+    fn put_hot(&self, core: &mut Core, now: Time, write: Write<'_>) -> usize {
+        if !core.is_alone() {
+            return 0;
         }
-        core.driver.read_acks_hot(now, write.token);
-        while done < write.bytes.len() && core.driver.is_hot(now) && core.is_alone() {
-            let taken = core.driver.put_some(now, write.after(done));
-            let Some(taken) = taken.filter(|taken| *taken > 0) else {
-                break;
-            };
-            done += taken;
-            if let Some(id) = core.driver.id_of(write.token) {
-                core.driver.write_hot(now, id);
-            }
-        }
+        let done = core.driver.put_hot(now, write);
         if done > 0 {
             self.stay_away(now);
         }
@@ -545,12 +536,7 @@ impl Helm {
 
     /// What taking has brought about: credit, acknowledgements, an end.
     fn settle(&self, shared: &Shared, core: &mut Core, now: Time, token: StreamToken) {
-        if core.driver.is_hot(now)
-            && let Some(id) = core.driver.id_of(token)
-        {
-            core.driver.write_hot(now, id);
-        }
-        if core.driver.is_step_due(token) {
+        if core.driver.settle_hot(now, token) {
             match core.is_memory() {
                 true => self.send(shared, core),
                 false => self.rouse(shared),
@@ -634,7 +620,11 @@ impl Helm {
 
     /// The engine's thread stays away for a while.
     fn stay_away(&self, now: Time) {
-        self.away_until.store((now + AWAY_MAX).0, Ordering::SeqCst);
+        let until = (now + AWAY_MAX).0;
+        // A message need not say it again, which costs as much as the lock does.
+        if until.saturating_sub(self.away_until.load(Ordering::Relaxed)) > AWAY_STEP_NS {
+            self.away_until.store(until, Ordering::SeqCst);
+        }
     }
 
     /// Ends a loan. If the program will `come_again`, the engine's thread stays away for a while.

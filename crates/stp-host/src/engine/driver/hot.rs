@@ -5,18 +5,20 @@
 //! - Whatever else comes up, for another stream or another peer, waits for the next whole step; if the peer's segment
 //!   brought it, that is due at once.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use stp_core::{IoAction, IoDone, IoFault, StreamId, Time};
+use stp_core::{IoAction, IoDone, IoFault, Node, PieceIo, StreamId, Time};
 use stp_format::segment::{FIRST_BYTES_AT, SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
 use stp_format::{Place, UNIT_BYTES, UnitBuf, VolumeId};
-use stp_medium::{Medium, Memory};
+use stp_medium::{Medium, Memory, Spot};
 
 use super::storage::ERRNO_IO;
 use super::{Driver, Phase};
 use crate::control::StreamToken;
+use crate::control::lane::Write;
 use crate::engine::clock::Clock;
 use crate::engine::local::LocalSide;
 
@@ -42,6 +44,9 @@ pub(super) struct Hot {
     stepped_at: Option<Time>,
     /// What it looked at is not taken in yet.
     looked: bool,
+    /// Where the segment was last looked for, and where the next one goes: a place is found once.
+    awaited: Option<Spot>,
+    next: Option<Spot>,
 }
 
 impl Hot {
@@ -52,8 +57,95 @@ impl Hot {
             asked_at: None,
             stepped_at: None,
             looked: false,
+            awaited: None,
+            next: None,
         }
     }
+
+    /// Whether no whole step is due.
+    fn is_fresh(&self, now: Time) -> bool {
+        let stepped = self.stepped_at;
+        self.memory.is_some() && stepped.is_some_and(|at| now.since(at) < STEP_APART)
+    }
+
+    /// Where the next segment of a stream's peer is, once it is there, of which so many looks are to tell.
+    fn look_for(&mut self, node: &Node, id: StreamId, looks: u32) -> Option<Option<Spot>> {
+        let (place, seq) = node.awaited(id)?;
+        let memory = self.memory.as_ref()?;
+        let spot = find(&mut self.awaited, &**memory, place)?;
+        let word = memory.word(spot, SEGMENT_SEQ_AT)?;
+        let seq = seq.0.to_le();
+        for _ in 0..looks {
+            // The other end: the copy that stores the number last.
+            if word.load(Ordering::Acquire) == seq {
+                return Some(Some(spot));
+            }
+            std::hint::spin_loop();
+        }
+        Some(None)
+    }
+
+    /// Copies the next segment of a stream's peer straight into the program's memory, if it is there, fits, and is nothing
+    /// but a piece of that stream: how many bytes. What was copied is what is checked; until it is found right, the program
+    /// has nothing.
+    fn read_past(
+        &mut self,
+        node: &mut Node,
+        now: Time,
+        id: StreamId,
+        into: &mut [u8],
+    ) -> Option<usize> {
+        let spot = self.look_for(node, id, 1)??;
+        let memory = self.memory.as_ref()?;
+        let mut front = [0; FRONT_BYTES];
+        memory.read(spot, 0, &mut front).ok()?;
+        let piece = node.poll_piece_of(id, &front)?;
+        let into = into.get_mut(..piece.bytes)?;
+        if piece.len <= FRONT_BYTES {
+            into.copy_from_slice(piece.bytes_in(&front)?);
+        } else if piece.bytes >= PAST_MIN {
+            let known = &front[FIRST_BYTES_AT..];
+            let (begin, rest) = into.split_at_mut(known.len());
+            begin.copy_from_slice(known);
+            memory.read(spot, FRONT_BYTES, rest).ok()?;
+            if !piece.is_whole(&front, into) {
+                return None;
+            }
+        } else {
+            return None;
+        }
+        node.handle_piece_of(now, id, &piece);
+        self.heed(node, id);
+        Some(piece.bytes)
+    }
+
+    /// Has a whole step soon if more has come up than bytes for a stream's program.
+    fn heed(&mut self, node: &Node, id: StreamId) {
+        if !node.is_calm(id) {
+            self.stepped_at = None;
+        }
+    }
+
+    /// Writes to the slot of `place`, and makes ready for the one that comes `next`.
+    fn write(&mut self, place: Place, bytes: &[u8], next: Option<Place>) -> std::io::Result<()> {
+        let memory = self.memory.as_ref().ok_or(ErrorKind::Unsupported)?;
+        let spot = find(&mut self.next, &**memory, place).ok_or(ErrorKind::InvalidInput)?;
+        let written = memory.write(spot, bytes);
+        if let Some(next) = next
+            && let Some(spot) = find(&mut self.next, &**memory, next)
+        {
+            memory.prepare(spot, FRONT_BYTES);
+        }
+        written
+    }
+}
+
+/// Where a place lies, which was perhaps found before.
+fn find(known: &mut Option<Spot>, memory: &dyn Memory, place: Place) -> Option<Spot> {
+    if known.is_none_or(|known| known.place() != place) {
+        *known = memory.spot(place);
+    }
+    *known
 }
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
@@ -70,10 +162,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Whether a stream's link may be served alone now.
     pub fn is_hot(&self, now: Time) -> bool {
-        let stepped = self.hot.stepped_at;
-        stepped.is_some_and(|at| now.since(at) < STEP_APART)
-            && self.hot.memory.is_some()
-            && matches!(self.phase, Phase::Running)
+        self.hot.is_fresh(now) && matches!(self.phase, Phase::Running)
     }
 
     /// Takes in what the last whole step has looked at: it comes before anything that is looked at now. Whether there
@@ -91,11 +180,49 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         self.by_token.get(&token).copied()
     }
 
+    /// Takes as many of the bytes that a program writes as have room, which go out by themselves as long as no whole step is
+    /// due: how many.
+    pub fn put_hot(&mut self, mut now: Time, write: Write<'_>) -> usize {
+        if self.begin_hot() {
+            now = self.clock.now();
+        }
+        let Some(id) = self.id_of(write.token) else {
+            return 0;
+        };
+        self.read_acks_hot(now, id);
+        let mut done = 0;
+        while done < write.bytes.len() && self.is_hot(now) {
+            let rest = write.after(done);
+            if self.put_piece(now, id, rest) {
+                return write.bytes.len();
+            }
+            match self.put_some(now, rest) {
+                Some(taken) if taken > 0 => done += taken,
+                _ => break,
+            }
+            self.write_hot(now, id);
+        }
+        done
+    }
+
+    /// Writes the bytes as a segment of their own, if nothing waits before them.
+    fn put_piece(&mut self, now: Time, id: StreamId, write: Write<'_>) -> bool {
+        let stream = self.streams.get(&id);
+        if !stream.is_some_and(|stream| stream.is_lane_free(write.written)) {
+            return false;
+        }
+        let Some(piece) = self.node.poll_piece(now, id, write.bytes) else {
+            return false;
+        };
+        let PieceIo { place, bytes, next } = piece;
+        if self.hot.write(place, bytes, Some(next)).is_err() {
+            self.node.handle_refused(now, id);
+        }
+        true
+    }
+
     /// Writes the segments of a stream's link that are due.
     pub fn write_hot(&mut self, now: Time, id: StreamId) {
-        let Some(memory) = &self.hot.memory else {
-            return;
-        };
         for _ in 0..WRITES_MAX {
             if !self.node.is_write_due(now, id) {
                 return;
@@ -104,88 +231,55 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 return;
             };
             let bytes = &segment.data.bytes()[..segment.bytes];
+            let next = self.node.next_slot(id);
+            let written = self.hot.write(segment.place, bytes, next);
             let done = IoDone {
                 id: segment.id,
                 buf: None,
-                result: memory.write(segment.place, bytes).map_err(fault),
+                result: written.map_err(fault),
             };
             self.node.handle_io(now, done);
-            if let Some(place) = self.node.next_slot(id) {
-                memory.prepare(place, FRONT_BYTES);
-            }
         }
+    }
+
+    /// A reader has taken something: what that has brought about is written, as long as no whole step is due. Whether one is
+    /// for the sake of the stream.
+    pub fn settle_hot(&mut self, now: Time, token: StreamToken) -> bool {
+        let Some(id) = self.id_of(token) else {
+            return false;
+        };
+        if self.is_hot(now) {
+            self.write_hot(now, id);
+        }
+        self.is_step_due_for(id)
     }
 
     /// Looks for the next segment of a stream's peer, `looks` times; `None` if it cannot be looked for in this way.
-    pub fn watch_hot(&self, id: StreamId, looks: u32) -> Option<bool> {
-        Some(self.look_for(id, looks)?.is_some())
-    }
-
-    /// Where that segment is, once it is there.
-    fn look_for(&self, id: StreamId, looks: u32) -> Option<Option<Place>> {
-        let (place, seq) = self.node.awaited(id)?;
-        let memory = self.hot.memory.as_ref()?;
-        let word = memory.word(place, SEGMENT_SEQ_AT)?;
-        let seq = seq.0.to_le();
-        for _ in 0..looks {
-            // The other end: the copy that stores the number last.
-            if word.load(Ordering::Acquire) == seq {
-                return Some(Some(place));
-            }
-            std::hint::spin_loop();
-        }
-        Some(None)
+    pub fn watch_hot(&mut self, id: StreamId, looks: u32) -> Option<bool> {
+        Some(self.hot.look_for(&self.node, id, looks)?.is_some())
     }
 
     /// Takes in what acknowledges the segments of a stream's link, if many of them wait for that.
-    pub fn read_acks_hot(&mut self, now: Time, token: StreamToken) {
-        if self.is_hot(now)
-            && let Some(id) = self.id_of(token)
-            && self.node.wants_acks(id)
-            && self.watch_hot(id, 1) == Some(true)
-        {
+    fn read_acks_hot(&mut self, now: Time, id: StreamId) {
+        if self.node.wants_acks(id) && self.is_hot(now) && self.watch_hot(id, 1) == Some(true) {
             self.read_hot(now, id);
         }
     }
 
-    /// Copies the next segment of a stream's peer straight into the program's memory, if it is there, fits, and is nothing
-    /// but a piece of that stream: how many bytes. What was copied is what is checked; until it is found right, the program
-    /// has nothing.
-    pub(super) fn read_past(&mut self, now: Time, id: StreamId, into: &mut [u8]) -> Option<usize> {
-        let memory = self.hot.memory.as_ref().filter(|_| self.is_hot(now))?;
-        let place = self.look_for(id, 1)??;
-        let mut front = [0; FRONT_BYTES];
-        memory.read(place, 0, &mut front).ok()?;
-        let piece = self.node.poll_piece_of(id, &front)?;
-        let into = into.get_mut(..piece.bytes)?;
-        if piece.len <= FRONT_BYTES {
-            into.copy_from_slice(piece.bytes_in(&front)?);
-        } else if piece.bytes >= PAST_MIN {
-            let known = &front[FIRST_BYTES_AT..];
-            let (begin, rest) = into.split_at_mut(known.len());
-            begin.copy_from_slice(known);
-            memory.read(place, FRONT_BYTES, rest).ok()?;
-            if !piece.is_whole(&front, into) {
-                return None;
+    /// Moves what has arrived for a stream, or is there next, into the program's memory.
+    pub(super) fn take_hot(&mut self, now: Time, id: StreamId, into: &mut [u8]) -> usize {
+        match self.node.take(now, id, into) {
+            0 if self.is_hot(now) => {
+                let read = self.hot.read_past(&mut self.node, now, id, into);
+                read.unwrap_or(0)
             }
-        } else {
-            return None;
-        }
-        self.node.handle_piece_of(now, id, &piece);
-        self.heed(id);
-        Some(piece.bytes)
-    }
-
-    /// Has a whole step soon if more has come up than bytes for a stream's program.
-    fn heed(&mut self, id: StreamId) {
-        if !self.node.is_calm(id) {
-            self.hot.stepped_at = None;
+            taken => taken,
         }
     }
 
     /// Takes in the next segment of a stream's peer, which is there.
     pub fn read_hot(&mut self, now: Time, id: StreamId) {
-        let Some(memory) = &self.hot.memory else {
+        let Some(memory) = self.hot.memory.clone() else {
             return;
         };
         let awaited = self.node.awaited(id);
@@ -197,7 +291,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             let IoAction::Read(mut buf) = io.action else {
                 break;
             };
-            let read = fetch(&**memory, io.place, self.hot.volume, &mut buf);
+            let spot = find(&mut self.hot.awaited, &*memory, io.place);
+            let read = fetch(&*memory, spot, self.hot.volume, &mut buf);
             let done = IoDone {
                 id: io.id,
                 buf: Some(buf),
@@ -208,22 +303,23 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 break;
             }
         }
-        self.heed(id);
+        self.hot.heed(&self.node, id);
     }
 }
 
 /// As much of a segment as means anything; of one that does not fit, the head.
 fn fetch(
     memory: &dyn Memory,
-    place: Place,
+    spot: Option<Spot>,
     volume: VolumeId,
     buf: &mut UnitBuf,
 ) -> std::io::Result<()> {
+    let spot = spot.ok_or(ErrorKind::InvalidInput)?;
     let (front, rest) = buf.bytes_mut().split_at_mut(FRONT_BYTES);
-    memory.read(place, 0, front)?;
+    memory.read(spot, 0, front)?;
     let len = peek_segment(front, volume).map_or(0, |(_, len)| len);
     match rest.get_mut(..len.saturating_sub(FRONT_BYTES)) {
-        Some(rest) if !rest.is_empty() => memory.read(place, FRONT_BYTES, rest),
+        Some(rest) if !rest.is_empty() => memory.read(spot, FRONT_BYTES, rest),
         _ => Ok(()),
     }
 }

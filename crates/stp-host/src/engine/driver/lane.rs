@@ -13,7 +13,7 @@ use std::time::Duration;
 use stp_core::{StreamId, Time};
 use stp_medium::Medium;
 
-use super::Driver;
+use super::{Driver, Stream};
 use crate::control::StreamToken;
 use crate::control::lane::{Got, Put, Ringer, Write};
 use crate::engine::clock::Clock;
@@ -89,6 +89,18 @@ impl LaneEnd {
     }
 }
 
+impl<S> Stream<S> {
+    /// Whether its program's bytes may go past the socket.
+    fn has_lane(&self) -> bool {
+        !self.raw && !self.finished && !self.hangup && self.carry.is_empty()
+    }
+
+    /// Whether they may now: the socket is known to be empty of what the program wrote there, so often.
+    pub(super) fn is_lane_free(&self, written: u64) -> bool {
+        self.has_lane() && self.lane.drained_at == Some(written)
+    }
+}
+
 /// The streams whose lanes wait for something.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
@@ -147,10 +159,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             let Some(stream) = self.streams.get_mut(&id) else {
                 return Way::Socket;
             };
-            if stream.raw || stream.finished || stream.hangup || !stream.carry.is_empty() {
+            if !stream.has_lane() {
                 return Way::Socket;
             }
-            if stream.lane.drained_at == Some(written) {
+            if stream.is_lane_free(written) {
                 return Way::Free;
             }
             if self.local.is_drained(&stream.socket) {
@@ -210,10 +222,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             }
             lane.empty_at = Some(lane.told);
         }
-        let taken = match self.node.take(now, id, into) {
-            0 => self.read_past(now, id, into).unwrap_or(0),
-            taken => taken,
-        };
+        let taken = self.take_hot(now, id, into);
         if taken == 0 {
             return Got::Nothing;
         }
@@ -249,7 +258,11 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     /// Whether a step is due for the sake of a stream whose bytes went past its socket.
     pub fn is_step_due(&self, token: StreamToken) -> bool {
         let id = self.by_token.get(&token);
-        id.is_some_and(|id| self.node.is_put_due(*id) || self.node.is_take_due(*id))
+        id.is_some_and(|id| self.is_step_due_for(*id))
+    }
+
+    pub(super) fn is_step_due_for(&self, id: StreamId) -> bool {
+        self.node.is_put_due(id) || self.node.is_take_due(id)
     }
 
     /// Puts what is kept of a stream into its socket; `from_now_on`: nothing is kept any more.
