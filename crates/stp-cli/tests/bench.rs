@@ -75,6 +75,44 @@ fn a_bench_measures_and_leaves_no_trace() {
     }
 }
 
+/// Two benches one after the other with a host that serves; what a host has without a volume is not measured, and one that
+/// does not serve is named with the remedy.
+#[test]
+fn a_bench_is_run_with_another_host() {
+    let world = World::without_engines();
+    let mut server = world.start("beta", &["bench", "--serve"]);
+    let told = server.line("--with beta");
+    assert!(told.contains("stp bench -V VOL --with beta"), "{told}");
+    for _ in 0..2 {
+        let mut client = world.on("alpha");
+        client.args(["bench", "--with", "beta", "--seconds", "1", "--json"]);
+        let output = client.args(["--only", "trip,stream"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["with"], "beta");
+        assert_eq!(report["not_measured"].as_array().unwrap().len(), 0);
+        for table in ["round_trips", "streams"] {
+            let rows = report[table].as_array().unwrap().iter();
+            let mut ways: Vec<_> = rows.map(|row| row["way"].as_str().unwrap()).collect();
+            ways.sort_unstable();
+            ways.dedup();
+            assert_eq!(ways, ["embedded", "floor", "shared"], "{table}");
+        }
+    }
+    let mut nobody = world.on("alpha");
+    let output = nobody.args(["bench", "--with", "gamma"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("gamma") && said.contains("stp bench --serve"),
+        "{said}"
+    );
+    server.signal(rustix::process::Signal::INT);
+    let (code, said) = server.end();
+    assert_eq!(code, 0, "{said}");
+}
+
 /// A volume that is not there, or no volume, is one line and its exit code.
 #[test]
 fn what_cannot_be_measured_is_said_in_one_line() {

@@ -61,6 +61,8 @@ pub(super) enum Errand {
     Sink,
     /// Sends back whatever comes, with many others on one thread.
     Many,
+    /// Does what a bench of another host asks for.
+    Bench,
 }
 
 impl Errand {
@@ -71,6 +73,7 @@ impl Errand {
             Self::Echo(size) => (1, size),
             Self::Sink => (2, 0),
             Self::Many => (3, 0_u64),
+            Self::Bench => (4, 0),
         };
         let mut bytes = [0; Self::BYTES];
         bytes[0] = kind;
@@ -85,6 +88,7 @@ impl Errand {
             1 => Self::Echo(u64::from_le_bytes(size)),
             2 => Self::Sink,
             3 => Self::Many,
+            4 => Self::Bench,
             _ => return None,
         })
     }
@@ -108,6 +112,16 @@ impl Conn {
                 *to = None;
                 Ok(())
             }
+        }
+    }
+
+    /// The same connection once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Stp(stream) => stream.try_clone().map(Self::Stp),
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+            Self::Pipe { .. } => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -165,7 +179,12 @@ mod tests {
 
     #[test]
     fn errands_are_understood() {
-        for errand in [Errand::Echo(1 << 20), Errand::Sink, Errand::Many] {
+        for errand in [
+            Errand::Echo(1 << 20),
+            Errand::Sink,
+            Errand::Many,
+            Errand::Bench,
+        ] {
             assert_eq!(Errand::decode(&errand.encode()), Some(errand));
         }
         assert_eq!(Errand::decode(&[9; Errand::BYTES]), None);

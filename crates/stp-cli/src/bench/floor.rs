@@ -25,6 +25,10 @@ const ALONE_BYTES: u64 = 256 << 10;
 const WHOLE_LOOK_BYTES: usize = 16 << 10;
 /// Looks without a pause; then others may have the processor, in case the one who writes is among them.
 const LOOKS_MAX: u32 = 4096;
+/// The same on storage that has to be asked.
+const STORAGE_LOOKS_MAX: u32 = 64;
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Ends an echo. Numbers of messages never get there.
 const STOP: u64 = u64::MAX;
 const WORD_BYTES: usize = size_of::<u64>();
@@ -89,18 +93,26 @@ impl Floor {
         self.bare.write(0, &self.buf.bytes()[..size])
     }
 
-    /// Reads the other's window until a number other than `old` is there, whole.
-    fn look(&mut self, size: usize, old: u64) -> io::Result<u64> {
+    /// Reads the other's window until a number other than `old` is there, whole; `None` if it is given up before: `go_on`
+    /// is asked now and then.
+    fn look(&mut self, size: usize, old: u64, go_on: &dyn Fn() -> bool) -> io::Result<Option<u64>> {
         let grain = self.bare.grain_bytes();
+        let ask_every = match self.bare.is_memory() {
+            true => LOOKS_MAX,
+            false => STORAGE_LOOKS_MAX,
+        };
         let mut looks = 0_u32;
         loop {
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(ask_every) && !go_on() {
+                return Ok(None);
+            }
             let bytes = &mut self.buf.bytes_mut()[..size];
             if self.bare.is_memory() || size > WHOLE_LOOK_BYTES {
                 let tail = size - grain;
                 self.bare
                     .read(&self.other, tail as u64, &mut bytes[..grain])?;
                 if last(&bytes[..grain]) == old {
-                    looks = looks.wrapping_add(1);
                     match looks % LOOKS_MAX {
                         0 => std::thread::yield_now(),
                         _ => std::hint::spin_loop(),
@@ -111,25 +123,26 @@ impl Floor {
             self.bare.read(&self.other, 0, bytes)?;
             let number = first(bytes);
             if number != old && number == last(bytes) {
-                return Ok(number);
+                return Ok(Some(number));
             }
         }
     }
 
-    /// The mate's part, until it is told to stop: prepares the answer's place, says `ready`, echoes.
+    /// The mate's part, until it is told to stop or `go_on` says no: prepares the answer's place, says `ready`, echoes.
     pub(super) fn echo(
         &mut self,
         size: usize,
         base: u64,
         ready: impl FnOnce() -> Result<(), CliError>,
+        go_on: impl Fn() -> bool,
     ) -> Result<(), CliError> {
         self.put(size, base).map_err(failed)?;
         ready()?;
         let mut seen = base;
         loop {
-            seen = self.look(size, seen).map_err(failed)?;
-            if seen == STOP {
-                return Ok(());
+            match self.look(size, seen, &go_on).map_err(failed)? {
+                None | Some(STOP) => return Ok(()),
+                Some(number) => seen = number,
             }
             self.put(size, seen).map_err(failed)?;
         }
@@ -153,7 +166,12 @@ impl Floor {
         while begin.elapsed() < time {
             let start = Instant::now();
             self.put(size, number + 1).map_err(failed)?;
-            let answer = self.look(size, number).map_err(failed)?;
+            let answered = self.look(size, number, &|| start.elapsed() < ANSWER_MAX);
+            let Some(answer) = answered.map_err(failed)? else {
+                return Err(CliError::new(format_args!(
+                    "the bare storage: the other side did not answer within {ANSWER_MAX:?}"
+                )));
+            };
             times.push(start.elapsed().as_secs_f64() * 1e6);
             number += 1;
             if answer != number {
@@ -191,6 +209,8 @@ impl Floor {
         if lanes == 0 {
             return Ok((0, time.as_secs_f64()));
         }
+        // Each lane has slots of its own.
+        let slots = slots - slots % lanes as u64;
         let taken: Vec<_> = (0..lanes).map(|_| AtomicU64::new(0)).collect();
         let ends: Vec<_> = (0..lanes).map(|_| AtomicU64::new(u64::MAX)).collect();
         let place = |number: u64| number % slots * slot;

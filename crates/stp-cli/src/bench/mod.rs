@@ -6,12 +6,14 @@
 //!   taken from the time of the measurements in the next, and a round that would come too late is left out.
 
 mod conn;
+mod engines;
 mod floor;
 mod mate;
 mod measure;
 mod noise;
 mod plot;
 mod report;
+mod talk;
 mod wake;
 mod world;
 
@@ -47,10 +49,13 @@ Examples:
   stp bench -V /dev/sdb                          everything, in about a minute
   stp bench -V /dev/sdb --only trip --seconds 10 only round trips
   stp bench -V /dev/sdb --plot bench.svg --json > bench.json
+  stp bench -V /dev/sdb --serve                  on another host, until Ctrl-C ...
+  stp bench -V /dev/sdb --with beta              ... and here, if that host's system is beta
 
 Ways: floor = the bare storage, O_DIRECT and nothing else (or mapped memory); embedded = STP with the engine in
 the program; shared = STP through `stp engine`; TCP, Unix, pipe = what this host has without a volume.
-Two processes of this host play the two systems. Between hosts the storage may be slower, or cached otherwise.";
+Without --with, two processes of this host play the two systems. Between hosts the storage may be slower, or cached
+otherwise. --serve trusts the systems of its group: it does what their benches ask for, one at a time.";
 
 /// What is measured.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +96,14 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 
+    /// Measure to the host where `stp bench --serve` runs as this system
+    #[arg(long, value_name = "SYSTEM", conflicts_with = "serve")]
+    pub with: Option<String>,
+
+    /// Be the other side of benches that are run on other hosts with --with
+    #[arg(long, conflicts_with_all = ["seconds", "only", "no_shared", "no_local", "plot"])]
+    pub serve: bool,
+
     /// Be the other process of a bench
     #[arg(long, hide = true)]
     mate: bool,
@@ -107,6 +120,9 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     if args.mate {
         return mate::run();
     }
+    if args.serve {
+        return mate::serve(global);
+    }
     let volume = global.volume()?;
     let signals = EndSignals::watch()?;
     let before = Ticks::now();
@@ -114,7 +130,7 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     std::thread::sleep(LISTEN);
     let start = Ticks::now();
     let begin = Instant::now();
-    let mut world = World::new(volume, !args.no_shared)?;
+    let mut world = World::new(volume, !args.no_shared, args.with.as_deref())?;
     let mut rounds = Rounds::default();
     let plan = Plan::of(&args, &world);
     let rounds_run = plan.run(&mut world, &mut rounds, &signals, begin)?;
@@ -129,6 +145,7 @@ pub fn run(global: &Global, args: Args) -> Result<(), CliError> {
     let report = Report {
         volume: volume.to_owned(),
         storage: world.engine.volume().storage.clone(),
+        with: args.with.clone(),
         version: env!("CARGO_PKG_VERSION"),
         rounds: rounds_run,
         seconds: begin.elapsed().as_secs_f64(),

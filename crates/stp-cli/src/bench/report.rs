@@ -74,6 +74,8 @@ pub(super) struct PerSecond {
 pub(super) struct Report {
     pub(super) volume: String,
     pub(super) storage: String,
+    /// The system on whose host the other side was; `None`: this one.
+    pub(super) with: Option<String>,
     pub(super) version: &'static str,
     pub(super) rounds: usize,
     pub(super) seconds: f64,
@@ -322,8 +324,15 @@ impl Report {
         );
         let _ = writeln!(
             text,
-            "{}: {}; {} rounds in {:.0} s, stp {}",
-            self.volume, self.storage, self.rounds, self.seconds, self.version
+            "{}: {}{}; {} rounds in {:.0} s, stp {}",
+            self.volume,
+            self.storage,
+            self.with
+                .as_ref()
+                .map_or(String::new(), |with| format!(", with {with}")),
+            self.rounds,
+            self.seconds,
+            self.version
         );
         text
     }
@@ -435,6 +444,7 @@ mod tests {
         Report {
             volume: "v".into(),
             storage: "s".into(),
+            with: None,
             version: "0",
             rounds: 1,
             seconds: 1.0,

@@ -1,18 +1,17 @@
-//! What is measured with: this process and its mate, each with a node of its own, and two shared engines.
+//! What is measured with: this process and its mate, on this host or another, each with a node of its own, and two
+//! shared engines.
 //!
 //! - Only seats that the bench's own nodes have claimed are written to, under names that no other run has.
 //! - Everything is taken down at the end, however it comes: nodes leave their seats, files are removed.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, kill_process};
 use stp::{EngineChoice, Group};
 use stp_format::{Geometry, SeatId, SystemName};
 use stp_host::engine::{EngineConfig, EngineHandle, start_shared};
@@ -20,14 +19,14 @@ use stp_host::rendezvous::RunDir;
 use stp_medium::VolumeSpec;
 
 use super::conn::{Conn, Errand, Way};
-use super::floor::Floor;
-use super::mate::{Answer, Ask, PIPES, SOCKET, Spent};
+use super::engines::Engine;
+use super::floor::{Floor, fresh_base};
+use super::mate::{PIPES, SOCKET};
+use super::talk::{Answer, Ask, Spent, Talk};
 use crate::CliError;
 
 /// Where the mate listens, on every system of the bench.
 pub(super) const PORT: u16 = 7001;
-/// How long a shared engine may take to be ready, or to leave.
-const ENGINE_WAIT: Duration = Duration::from_secs(20);
 
 /// An embedded node, and the group that uses it.
 pub(super) fn attach(
@@ -64,76 +63,21 @@ pub(super) fn cpu_seconds() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// CPU time of another process so far, all its threads together.
-fn cpu_seconds_of(pid: u32) -> f64 {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return 0.0;
-    };
-    tasks
-        .flatten()
-        .filter_map(|task| {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split_whitespace().next()?.parse::<f64>().ok()
-        })
-        .sum::<f64>()
-        / 1e9
+/// A name that no other bench has, on this host or another.
+fn fresh_tag() -> Result<String, CliError> {
+    Ok(format!("bench-{:08x}", fresh_base()? >> 32))
 }
 
-/// `stp engine` of one of the bench's systems.
-struct Engine {
-    child: Child,
-}
-
-impl Engine {
-    fn start(volume: &str, run_dir: &Path, system: &str) -> Result<Self, CliError> {
-        let failed = |error| CliError::new(format_args!("the shared engine of {system}: {error}"));
-        let mut child = Command::new(std::env::current_exe().map_err(failed)?)
-            .args(["engine", "-V", volume, "--system", system, "--run-dir"])
-            .arg(run_dir)
-            .env_remove("STP_LOG")
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        let mut said = String::new();
-        if let Some(stderr) = child.stderr.take() {
-            let mut lines = BufReader::new(stderr);
-            // It says that it is ready, or why it is not, and then nothing for long.
-            lines.read_line(&mut said).map_err(failed)?;
-            std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
-        }
-        if said.contains("ready") {
-            return Ok(Self { child });
-        }
-        let _ = child.wait();
-        Err(CliError::new(format_args!(
-            "the shared engine of {system}: {}",
-            said.trim().trim_start_matches("stp: ")
-        )))
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let asked = pid.map(|pid| kill_process(pid, rustix::process::Signal::TERM));
-        let until = Instant::now() + ENGINE_WAIT;
-        while matches!(asked, Some(Ok(()))) && Instant::now() < until {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The system that a host's `stp bench --serve` is: beside what the host's programs use.
+pub(super) fn served_name(system: &str) -> String {
+    format!("bench-{system}")
 }
 
 /// The other process.
 struct Mate {
-    child: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    talk: Talk,
+    /// A process of this host, if it is one.
+    child: Option<Child>,
 }
 
 impl Mate {
@@ -147,44 +91,56 @@ impl Mate {
             .map_err(failed)?;
         match (child.stdin.take(), child.stdout.take()) {
             (Some(to), Some(from)) => Ok(Self {
-                child,
-                to,
-                from: BufReader::new(from),
+                talk: Talk::new(Box::new(to), Box::new(from)),
+                child: Some(child),
             }),
             _ => Err(CliError::new("the bench's other process has no pipes")),
         }
     }
 
-    fn ask(&mut self, ask: &Ask) -> Result<Answer, CliError> {
-        let gone = |error| CliError::new(format_args!("the bench's other process: {error}"));
-        let text = serde_json::to_string(ask).map_err(CliError::new)?;
-        writeln!(self.to, "{text}").map_err(gone)?;
-        let mut line = String::new();
-        if self.from.read_line(&mut line).map_err(gone)? == 0 {
-            return Err(CliError::new("the bench's other process has ended"));
-        }
-        match serde_json::from_str(&line).map_err(CliError::new)? {
-            Answer::Failed(why) => Err(CliError::new(why)),
-            answer => Ok(answer),
-        }
+    /// One that serves on another host.
+    fn reach(group: &Group, system: &str) -> Result<Self, CliError> {
+        let failed = |error: std::io::Error| {
+            CliError::new(format_args!("{system}: {error}"))
+                .remedy("run `stp bench --serve` on that host, on this volume")
+        };
+        let address = format!("{}:{PORT}", served_name(system));
+        let mut stream = group.connect(address.as_str()).map_err(failed)?;
+        stream.write_all(&Errand::Bench.encode()).map_err(failed)?;
+        let to = stream.try_clone().map_err(failed)?;
+        Ok(Self {
+            talk: Talk::new(Box::new(to), Box::new(stream)),
+            child: None,
+        })
     }
 }
 
 impl Drop for Mate {
     fn drop(&mut self) {
-        let text = serde_json::to_string(&Ask::End).unwrap_or_default();
-        if writeln!(self.to, "{text}").is_err() {
-            let _ = self.child.kill();
+        let told = self.talk.tell(&Ask::End);
+        if let Some(child) = &mut self.child {
+            if told.is_err() {
+                let _ = child.kill();
+            }
+            let _ = child.wait();
         }
-        let _ = self.child.wait();
     }
 }
 
-struct Scratch(PathBuf);
+/// A folder for what a bench needs besides the volume.
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn make() -> Result<Self, CliError> {
-        let path = std::env::temp_dir().join(format!("stp-bench-{}", std::process::id()));
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn run_dir(&self) -> PathBuf {
+        self.0.join("run")
+    }
+
+    pub(super) fn make() -> Result<Self, CliError> {
+        let path = std::env::temp_dir().join(format!("stp-{}", fresh_tag()?));
         let failed = |error| CliError::new(format_args!("{}: {error}", path.display()));
         let mut builder = DirBuilder::new();
         builder.mode(0o700).create(&path).map_err(failed)?;
@@ -202,46 +158,63 @@ impl Drop for Scratch {
 /// Everything that is measured with. Fields are dropped from top to bottom.
 pub(super) struct World {
     mate: Mate,
-    shared: Option<(Group, [Engine; 2])>,
+    shared: Option<Shared>,
     group: Group,
     pub(super) engine: EngineHandle,
     pub(super) floor: Option<Floor>,
     /// What could not be set up, and why.
     pub(super) missing: Vec<String>,
-    volume: String,
-    names: [String; 4],
-    tcp_port: u16,
+    /// The mate's system.
+    there: String,
+    /// Only on this host.
+    tcp_port: Option<u16>,
     scratch: Scratch,
 }
 
+/// The way through shared engines.
+struct Shared {
+    group: Group,
+    engine: Engine,
+    /// The far one's system.
+    there: String,
+}
+
 impl World {
-    pub(super) fn new(volume: &str, shared: bool) -> Result<Self, CliError> {
+    /// With a mate on this host, or with the one that serves on the host of system `with`.
+    pub(super) fn new(volume: &str, shared: bool, with: Option<&str>) -> Result<Self, CliError> {
         let scratch = Scratch::make()?;
-        let run_dir = scratch.0.join("run");
-        let tag = std::process::id();
-        let names = ["a", "b", "c", "d"].map(|which| format!("bench-{tag}-{which}"));
-        for pipe in PIPES {
-            let mode = rustix::fs::Mode::from_raw_mode(0o600);
-            let path = scratch.0.join(pipe);
-            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
-                .map_err(|error| CliError::new(format_args!("{}: {error}", path.display())))?;
-        }
-        let mut mate = Mate::start()?;
-        let (engine, group) = attach(volume, &run_dir, &names[0])?;
-        let begun = mate.ask(&Ask::Begin {
-            volume: volume.to_owned(),
-            run_dir: run_dir.clone(),
-            scratch: scratch.0.clone(),
-            system: names[1].clone(),
-        })?;
+        let run_dir = scratch.run_dir();
+        let tag = fresh_tag()?;
+        let (mut mate, group, engine, there);
+        let begun = match with {
+            Some(system) => {
+                (engine, group) = attach(volume, &run_dir, &format!("{tag}-a"))?;
+                there = served_name(system);
+                mate = Mate::reach(&group, system)?;
+                mate.talk.ask(&Ask::Hello {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                })?
+            }
+            None => {
+                make_pipes(scratch.path())?;
+                mate = Mate::start()?;
+                (engine, group) = attach(volume, &run_dir, &format!("{tag}-a"))?;
+                there = format!("{tag}-b");
+                mate.talk.ask(&Ask::Begin {
+                    volume: volume.to_owned(),
+                    run_dir: run_dir.clone(),
+                    scratch: scratch.path().to_owned(),
+                    system: there.clone(),
+                })?
+            }
+        };
         let Answer::Begun { seat, tcp_port } = begun else {
             return Err(CliError::new("the bench's other process did not begin"));
         };
         let mut missing = Vec::new();
-        let mate_seat = SeatId(seat);
         let spec: VolumeSpec = volume.parse().map_err(CliError::new)?;
         let geometry = engine.volume().geometry;
-        let floor = Floor::open(&spec, &geometry, engine.seat(), mate_seat)
+        let floor = Floor::open(&spec, &geometry, engine.seat(), SeatId(seat))
             .map_err(|error| missing.push(format!("floor: {error}")))
             .ok();
         let mut world = Self {
@@ -251,35 +224,34 @@ impl World {
             engine,
             floor,
             missing,
-            volume: volume.to_owned(),
-            names,
-            tcp_port,
+            there,
+            tcp_port: with.is_none().then_some(tcp_port),
             scratch,
         };
-        if shared && let Err(error) = world.share(&run_dir) {
+        if shared && let Err(error) = world.share(volume, &format!("{tag}-e")) {
             world.missing.push(format!("shared: {error}"));
         }
         Ok(world)
     }
 
-    /// Shared engines for two more systems.
-    fn share(&mut self, run_dir: &Path) -> Result<(), CliError> {
-        let [_, _, near, far] = &self.names;
-        let engines = [
-            Engine::start(&self.volume, run_dir, near)?,
-            Engine::start(&self.volume, run_dir, far)?,
-        ];
-        self.mate.ask(&Ask::Share {
-            run_dir: run_dir.to_owned(),
-            system: far.clone(),
-        })?;
-        let group = Group::builder(&self.volume)
-            .system(near)
-            .run_dir(run_dir)
+    /// A shared engine on both sides.
+    fn share(&mut self, volume: &str, system: &str) -> Result<(), CliError> {
+        let run_dir = self.scratch.run_dir();
+        let engine = Engine::start(volume, &run_dir, system)?;
+        let Answer::Shared { system: there } = self.mate.talk.ask(&Ask::Share)? else {
+            return Err(CliError::new("the bench's other process did not begin"));
+        };
+        let group = Group::builder(volume)
+            .system(system)
+            .run_dir(&run_dir)
             .engine(EngineChoice::Shared)
             .open()
             .map_err(CliError::new)?;
-        self.shared = Some((group, engines));
+        self.shared = Some(Shared {
+            group,
+            engine,
+            there,
+        });
         Ok(())
     }
 
@@ -288,7 +260,8 @@ impl World {
         match way {
             Way::Floor => self.floor.is_some(),
             Way::Shared => self.shared.is_some(),
-            Way::Embedded | Way::Tcp | Way::Unix | Way::Pipe => true,
+            Way::Embedded => true,
+            Way::Tcp | Way::Unix | Way::Pipe => self.tcp_port.is_some(),
         }
     }
 
@@ -299,14 +272,14 @@ impl World {
     /// Starts the mate's echo on the bare storage.
     pub(super) fn echo_on_floor(&mut self, size: usize, base: u64) -> Result<(), CliError> {
         let other = self.engine.seat().0;
-        self.mate.ask(&Ask::Echo { other, size, base })?;
+        self.mate.talk.ask(&Ask::Echo { other, size, base })?;
         Ok(())
     }
 
     /// A new connection to the mate, with the errand on its way.
     pub(super) fn connect(&mut self, way: Way, errand: Errand) -> Result<Conn, CliError> {
         if way == Way::Pipe {
-            self.mate.ask(&Ask::Pipe)?;
+            self.mate.talk.ask(&Ask::Pipe)?;
         }
         let mut conn = self.dialer(way)?.dial()?;
         conn.write_all(&errand.encode())
@@ -316,22 +289,22 @@ impl World {
 
     /// What it takes to connect, for other threads too.
     pub(super) fn dialer(&self, way: Way) -> Result<Dialer, CliError> {
-        let (group, system) = match (way, &self.shared) {
-            (Way::Shared, Some((group, _))) => (group.clone(), &self.names[3]),
-            _ => (self.group.clone(), &self.names[1]),
+        let (group, there) = match (way, &self.shared) {
+            (Way::Shared, Some(shared)) => (shared.group.clone(), &shared.there),
+            _ => (self.group.clone(), &self.there),
         };
         Ok(Dialer {
             way,
             group,
-            address: format!("{system}:{PORT}"),
-            tcp_port: self.tcp_port,
-            scratch: self.scratch.0.clone(),
+            address: format!("{there}:{PORT}"),
+            tcp_port: self.tcp_port.unwrap_or(0),
+            scratch: self.scratch.path().to_owned(),
         })
     }
 
     /// What the mate's node has used so far.
     pub(super) fn mate_spent(&mut self) -> Result<Spent, CliError> {
-        match self.mate.ask(&Ask::Spent)? {
+        match self.mate.talk.ask(&Ask::Spent)? {
             Answer::Spent(spent) => Ok(spent),
             _ => Err(CliError::new(
                 "the bench's other process did not say what it used",
@@ -341,16 +314,24 @@ impl World {
 
     /// CPU seconds of everything that takes part in this way, so far.
     pub(super) fn cpu_seconds(&mut self, way: Way) -> Result<f64, CliError> {
-        let programs = cpu_seconds() + self.mate_spent()?.cpu_s;
+        let there = self.mate_spent()?;
         let engines = match &self.shared {
-            Some((_, engines)) if way == Way::Shared => engines
-                .iter()
-                .map(|engine| cpu_seconds_of(engine.child.id()))
-                .sum(),
+            Some(shared) if way == Way::Shared => shared.engine.cpu_seconds() + there.engine_cpu_s,
             _ => 0.0,
         };
-        Ok(programs + engines)
+        Ok(cpu_seconds() + there.cpu_s + engines)
     }
+}
+
+/// The pipes by which a mate of this host is reached.
+fn make_pipes(scratch: &Path) -> Result<(), CliError> {
+    for pipe in PIPES {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let path = scratch.join(pipe);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+            .map_err(|error| CliError::new(format_args!("{}: {error}", path.display())))?;
+    }
+    Ok(())
 }
 
 /// Makes connections of one kind.

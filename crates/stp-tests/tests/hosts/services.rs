@@ -14,6 +14,7 @@ stories! {
     a_folder_goes_through_a_pipe,
     a_broken_pipe_is_told_by_the_exit_code,
     an_engine_in_a_container_serves_programs_outside,
+    a_bench_measures_between_two_hosts,
 }
 
 /// Whether a program of the test is missing; then the test is a counted skip.
@@ -345,3 +346,36 @@ fn an_engine_in_a_container_serves_programs_outside(kind: Kind) {
 /// Sends a file, takes as much into another one.
 const ASK: &str =
     r#"exec 3<>/dev/tcp/beta.stp/7000; cat "$1" >&3 & head -c 3000000 <&3 >"$2"; wait"#;
+
+/// `stp bench` with a host that shares nothing but the volume: the bare storage, and both ways of STP.
+fn a_bench_measures_between_two_hosts(kind: Kind) {
+    let Some(lab) = Lab::with("bench", kind, &["alpha", "beta"], Net::None) else {
+        return;
+    };
+    let [alpha, beta] = lab.hosts();
+    let mut server = beta.stp(["bench", "--serve"]).spawn();
+    wait_for("the other side", HANG, || {
+        assert!(server.ended().is_none(), "{}", server.err());
+        server.err().contains("--with beta").then_some(())
+    });
+    let parts = "trip,stream,many,connect";
+    let ran = alpha
+        .stp(["bench", "--with", "beta", "--seconds", "2", "--only", parts])
+        .ok();
+    let text = ran.text();
+    for part in [
+        "round trip p50",
+        "stream, MB/s",
+        "messages a second",
+        "connections a second",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(
+        !text.contains("not measured") && text.contains("with beta"),
+        "{text}"
+    );
+    server.signal(rustix::process::Signal::INT);
+    assert!(server.wait().success(), "{}", server.err());
+    end(&lab);
+}
