@@ -100,6 +100,9 @@ impl Timings {
     }
 }
 
+/// Large slots in a run, at the most.
+const RUN_SLOTS_MAX: usize = 4;
+
 /// Bounds of everything that could grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -111,6 +114,8 @@ pub struct Limits {
     pub write_depth: usize,
     /// Slots looked at side by side on one link.
     pub read_depth: usize,
+    /// Neighbouring slots of so many bytes together are written or read as one, for the price of one; 0: they are not.
+    pub run_bytes: usize,
     /// Bytes that a peer may send at first on a new stream.
     pub window_start: u64,
     /// Bytes that a peer may send ahead of the reader at the most.
@@ -123,6 +128,14 @@ pub struct Limits {
     pub ring_extents: u16,
 }
 
+impl Limits {
+    /// Slots of a ring that are written, or read, as one: a part of it, so that there are others meanwhile.
+    pub(crate) fn run_slots(&self, slots: u32, slot_bytes: usize) -> usize {
+        let most = RUN_SLOTS_MAX.min(slots as usize / 4).max(1);
+        (self.run_bytes / slot_bytes.max(1)).clamp(1, most)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -130,6 +143,7 @@ impl Default for Limits {
             offered: 4096,
             write_depth: 4,
             read_depth: 4,
+            run_bytes: 0,
             window_start: 256 << 10,
             window_max: 4 << 20,
             windows_start: 1 << 30,

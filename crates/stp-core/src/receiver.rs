@@ -12,14 +12,15 @@
 //! - What this node sends after that makes an answer likely, as long as the peer's answers come promptly: then it looks
 //!   again from that moment on. For the answer to an opening it does so in any case.
 
-use crate::config::Timings;
-use crate::sender::Asks;
+use crate::config::{Limits, Timings};
+use crate::sender::{Asks, Bulk};
 use crate::time::{Time, earliest};
 use alloc::collections::VecDeque;
 use core::time::Duration;
 use stp_format::segment::peek_segment;
 use stp_format::{
-    Damage, Epoch, Geometry, Incarnation, Ring, SeatId, SegmentInfo, Seq, UnitBuf, VolumeId,
+    Damage, Epoch, Geometry, Incarnation, Ring, SeatId, SegmentInfo, Seq, UNIT_BYTES, UnitBuf,
+    VolumeId,
 };
 
 /// A segment is guessed to be as long as the last one up to this length; a wrong guess about a longer one would
@@ -35,10 +36,16 @@ const BULK_NAP_MAX: Duration = Duration::from_millis(1);
 const BULK_NAP_SLOTS: u32 = 8;
 /// So many large segments are found by one look.
 const FAR_SLOTS: usize = 4;
+/// A segment that leaves no more than this part of its slot is as good as full.
+const REST_PART: usize = 16;
+/// Runs that are read side by side.
+const RUNS_MAX: usize = 2;
 /// The part of the last gap in the mean.
 const GAP_PART: u32 = 8;
 /// The nap while this node sends in bulk and only acknowledgements come back.
 const QUIET_NAP: Duration = Duration::from_millis(2);
+/// The same where the writer will soon have no room. Besides, it looks as soon as a run of its own is written.
+const HUNGRY_NAP: Duration = Duration::from_micros(500);
 /// An answer that takes longer than this to what was sent is none: the stream goes one way, or its end thinks.
 const ANSWER_MAX: Duration = Duration::from_millis(50);
 /// The nap is this part of the silence.
@@ -52,6 +59,8 @@ const LATE_PAUSE_FREE: Duration = Duration::from_micros(1);
 const LATE_REPORT: u32 = 500;
 /// Part of the ring's slots that may wait for an acknowledgement before it is sent at once.
 const OWED_PART: u32 = 4;
+/// The same where runs are read: what a run's bytes grow a stream's credit by goes out after each, and acknowledges it.
+const OWED_PART_OF_RUNS: u32 = 2;
 
 /// Who must have written a segment, and to whom.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +137,8 @@ pub(crate) enum Look {
 pub(crate) struct Incoming {
     ring: Ring,
     slots: u32,
+    /// Slots that are read as one; 1: each by itself.
+    run: usize,
     looks_free: bool,
     next_seq: Seq,
     stages: VecDeque<Stage>,
@@ -154,10 +165,18 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(geometry: &Geometry, ring: Ring, now: Time, looks_free: bool) -> Self {
+    pub(crate) fn new(
+        geometry: &Geometry,
+        ring: Ring,
+        now: Time,
+        looks_free: bool,
+        limits: &Limits,
+    ) -> Self {
+        let slots = geometry.ring_slots(ring);
         Self {
             ring,
-            slots: geometry.ring_slots(ring),
+            slots,
+            run: limits.run_slots(slots, usize::from(ring.slot_units) * UNIT_BYTES),
             looks_free,
             next_seq: Seq(1),
             stages: VecDeque::new(),
@@ -210,6 +229,13 @@ impl Incoming {
         head.is_some_and(|head| head.reading || head.segment.is_some())
     }
 
+    /// Acknowledgements may have come, which are looked for seldom otherwise.
+    pub(crate) fn look_soon(&mut self, now: Time) {
+        if self.quiet {
+            self.look_at = self.look_at.min(now);
+        }
+    }
+
     /// Something makes news likely: look again from now on.
     pub(crate) fn wake(&mut self, now: Time) {
         self.news_at = now;
@@ -231,11 +257,15 @@ impl Incoming {
         }
     }
 
-    fn nap(&self, now: Time, timings: &Timings, sends_bulk: bool) -> Duration {
+    fn nap(&self, now: Time, timings: &Timings, sends: Bulk) -> Duration {
         let silence = now.since(self.news_at);
         if silence < timings.poll_hot {
-            let calm = sends_bulk && self.quiet && !self.looks_free;
-            return if calm { QUIET_NAP } else { Duration::ZERO };
+            let calm = self.quiet && !self.looks_free;
+            return match sends {
+                Bulk::Fed if calm => QUIET_NAP,
+                Bulk::Hungry if calm => HUNGRY_NAP,
+                _ => Duration::ZERO,
+            };
         }
         (silence / NAP_PART).clamp(timings.poll_min, timings.poll_max)
     }
@@ -286,11 +316,23 @@ impl Incoming {
             None => self.next_look(now, timings, depth)?,
         };
         self.stages[ahead].reading = true;
-        Some((Seq(self.next_seq.0 + ahead as u64), units.min(whole)))
+        // One of a run is read to where the next begins.
+        let reaches = self.run > 1 && units + whole / REST_PART >= whole;
+        let units = if reaches { whole } else { units.min(whole) };
+        Some((Seq(self.next_seq.0 + ahead as u64), units))
+    }
+
+    /// Slots that may be read side by side, `depth` transfers.
+    fn slots_deep(&self, depth: usize) -> usize {
+        match self.run {
+            1 => depth,
+            run => RUNS_MAX * run,
+        }
     }
 
     /// The slots to be read whole, as far as there is room for them among the reads under way, and when.
     fn known_to_read(&self, depth: usize) -> impl Iterator<Item = (usize, Time)> {
+        let depth = self.slots_deep(depth);
         let under_way = self.stages.iter().filter(|stage| stage.reading).count();
         let known = self.stages.iter().enumerate();
         let known = known.filter(move |(_, stage)| under_way < depth && stage.is_to_read());
@@ -305,8 +347,11 @@ impl Incoming {
         }
         let mut ahead = self.front();
         let mut units = 1;
-        let far = ahead + FAR_SLOTS - 1;
-        if self.may_look_far(now, timings) && self.stages.get(far).is_none_or(Stage::is_unknown) {
+        let far = self.far_ahead(ahead);
+        if far > ahead
+            && self.may_look_far(now, timings)
+            && self.stages.get(far).is_none_or(Stage::is_unknown)
+        {
             ahead = far;
             self.far_look = Some(Seq(self.next_seq.0 + far as u64));
         } else if (1..=GUESS_UNITS_MAX).contains(&self.last_units) {
@@ -316,6 +361,17 @@ impl Incoming {
             self.stages.push_back(Stage::default());
         }
         Some((ahead, units))
+    }
+
+    /// Where a look tells of several segments, of which the next is at `front`: where runs end.
+    fn far_ahead(&self, front: usize) -> usize {
+        match self.run {
+            1 => front + FAR_SLOTS - 1,
+            run => {
+                let slot = self.slot_of(Seq(self.next_seq.0 + front as u64)) as usize;
+                front + run - 1 - slot % run
+            }
+        }
     }
 
     /// The first slot of which nothing is known.
@@ -328,7 +384,8 @@ impl Incoming {
     fn look_due(&self, now: Time, timings: &Timings, depth: usize) -> Option<Time> {
         let front = self.front();
         let looking = self.stages.get(front).is_some_and(|stage| stage.reading);
-        let may = front < depth.min(self.slots as usize) && !looking && self.far_look.is_none();
+        let depth = self.slots_deep(depth).min(self.slots as usize);
+        let may = front < depth && !looking && self.far_look.is_none();
         (may && !self.idle(now, timings)).then_some(self.look_at)
     }
 
@@ -356,9 +413,9 @@ impl Incoming {
         buf: Option<UnitBuf>,
         expected: &Expected,
         timings: &Timings,
-        sends_bulk: bool,
+        sends: Bulk,
     ) -> (Look, Option<UnitBuf>) {
-        let nap = self.nap(now, timings, sends_bulk).max(self.bulk_nap());
+        let nap = self.nap(now, timings, sends).max(self.bulk_nap());
         let whole = usize::from(self.ring.slot_units);
         let far = self.far_look == Some(seq);
         if far {
@@ -467,7 +524,11 @@ impl Incoming {
     /// When an acknowledgement must be sent even if nothing else is.
     pub(crate) fn ack_due(&self, timings: &Timings) -> Option<Time> {
         let since = self.owed_since?;
-        let many = self.owed >= (self.slots / OWED_PART).max(1);
+        let part = match self.run {
+            1 => OWED_PART,
+            _ => OWED_PART_OF_RUNS,
+        };
+        let many = self.owed >= (self.slots / part).max(1);
         Some(if many {
             since
         } else {
@@ -516,12 +577,16 @@ mod tests {
     }
 
     impl Reader {
-        fn new() -> Self {
+        fn new(run: usize) -> Self {
             let geometry = Geometry::plan(256 << 20, 16).expect("the default");
             let ring = geometry.ring(0, 16);
             let now = Time::ZERO + Duration::from_secs(1);
+            let limits = Limits {
+                run_bytes: run * SLOT_UNITS * UNIT_BYTES,
+                ..Limits::default()
+            };
             Self {
-                incoming: Incoming::new(&geometry, ring, now, false),
+                incoming: Incoming::new(&geometry, ring, now, false, &limits),
                 timings: Timings::default(),
                 now,
                 written: 0,
@@ -566,7 +631,7 @@ mod tests {
                 let buf = Some(self.content(seq, units));
                 let (now, timings) = (self.now, &self.timings);
                 self.incoming
-                    .handle_read(now, seq, buf, &expected(), timings, false);
+                    .handle_read(now, seq, buf, &expected(), timings, Bulk::No);
                 while self.incoming.head().is_some() {
                     self.incoming.advance(self.now, true, false);
                 }
@@ -587,7 +652,11 @@ mod tests {
 
     /// It has taken in a few large segments, one after the other.
     fn warm() -> Reader {
-        let mut reader = Reader::new();
+        warm_in_runs(1)
+    }
+
+    fn warm_in_runs(run: usize) -> Reader {
+        let mut reader = Reader::new(run);
         for _ in 0..4 {
             reader.write(1);
         }
@@ -606,6 +675,42 @@ mod tests {
         assert_eq!(reader.incoming.taken(), Seq(8));
         let looks = reads.iter().filter(|(seq, units)| *units == 1 && *seq <= 8);
         assert_eq!(looks.copied().collect::<Vec<_>>(), [(8, 1)], "{reads:?}");
+    }
+
+    #[test]
+    fn a_run_is_found_by_a_look_at_its_end_and_read_at_once() {
+        let mut reader = warm_in_runs(4);
+        reader.written = 8;
+        reader.now = reader.now + TICK;
+        let (now, timings) = (reader.now, reader.timings);
+        let look = reader.incoming.next_read(now, &timings, 4);
+        assert_eq!(look, Some((Seq(8), 1)));
+        let buf = Some(reader.content(Seq(8), 1));
+        reader
+            .incoming
+            .handle_read(now, Seq(8), buf, &expected(), &timings, Bulk::No);
+        for seq in 5..=8 {
+            let read = reader.incoming.next_read(now, &timings, 4);
+            assert_eq!(read, Some((Seq(seq), SLOT_UNITS)));
+        }
+        // The next run is looked for meanwhile.
+        let look = reader.incoming.next_read(now, &timings, 4);
+        assert_eq!(look, Some((Seq(12), 1)));
+    }
+
+    #[test]
+    fn a_run_that_was_cut_short_is_found_and_the_next_look_is_at_an_end_again() {
+        let mut reader = warm_in_runs(4);
+        reader.write(2);
+        (0..4).for_each(|_| reader.write(0));
+        assert_eq!(reader.incoming.taken(), Seq(6));
+        reader.take_reads();
+        reader.write(2);
+        (0..4).for_each(|_| reader.write(0));
+        assert_eq!(reader.incoming.taken(), Seq(8));
+        let reads = reader.take_reads();
+        let ahead = |(seq, units): &(u64, usize)| *units == 1 && *seq == 8;
+        assert!(reads.iter().any(ahead), "{reads:?}");
     }
 
     #[test]
@@ -630,7 +735,7 @@ mod tests {
         reader.written = 4;
         reader
             .incoming
-            .handle_read(now, seq, buf, &expected(), &timings, false);
+            .handle_read(now, seq, buf, &expected(), &timings, Bulk::No);
         reader.work();
         assert_eq!(reader.incoming.taken(), Seq(4));
         assert!(reader.take_reads().len() < 16);

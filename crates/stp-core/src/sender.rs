@@ -6,7 +6,10 @@
 //! - Group commit: with nothing under way, whatever there is goes out at once; otherwise only a segment that
 //!   is nearly full does, up to the depth.
 //! - A full segment may have its number before it can be written: a program's writes are not held up by each.
+//! - Where neighbouring slots are written as one, full segments wait for each other while there is a write under way, and
+//!   go out as a *run*; with none under way, whatever there is goes out.
 
+use crate::config::Limits;
 use crate::event::StreamId;
 use crate::time::{Time, earliest};
 use alloc::collections::VecDeque;
@@ -31,8 +34,10 @@ const POOL_BUFS: usize = 24;
 const HEAP_BUFS: usize = 4;
 /// A segment of at most this many units is copied to a buffer of its size, and the large one reused.
 const SMALL_UNITS: usize = 8;
-/// Full segments that wait for their turn to be written, at the most.
+/// Full segments that wait for their turn to be written, at the most; a run, if that is more.
 const AHEAD_MAX: usize = 2;
+/// Runs under way on one link.
+const RUNS_MAX: usize = 2;
 /// Silence after which the peer is taken not to look at the link but only at the directory.
 const DOORBELL_AFTER: Duration = Duration::from_millis(100);
 
@@ -83,18 +88,17 @@ impl Pool {
         }
     }
 
-    /// A box with at least the front `bytes` of `buf`, which comes back where it can.
-    fn keep(&mut self, buf: UnitBuf, bytes: usize, whole: bool) -> Arc<UnitBuf> {
-        let units = UnitBuf::units_for(bytes);
+    /// A box with at least the front `bytes` of `buf`, which comes back where it can, and so many units.
+    fn keep(&mut self, buf: UnitBuf, bytes: usize, units: usize, whole: bool) -> Arc<UnitBuf> {
         if units > SMALL_UNITS || buf.units() == units {
             let mut buf = buf;
-            fill_up(&mut buf, bytes, whole);
+            fill_up(&mut buf, bytes, units, whole);
             return Arc::new(buf);
         }
         let mut kept = self.take_boxed(units);
         if let Some(small) = Arc::get_mut(&mut kept) {
             small.bytes_mut()[..bytes].copy_from_slice(&buf.bytes()[..bytes]);
-            fill_up(small, bytes, whole);
+            fill_up(small, bytes, units, whole);
         }
         self.give_back(buf);
         kept
@@ -127,11 +131,20 @@ impl Pool {
 }
 
 /// Whoever writes whole units wants zeros behind the bytes that count.
-fn fill_up(buf: &mut UnitBuf, bytes: usize, whole: bool) {
+fn fill_up(buf: &mut UnitBuf, bytes: usize, units: usize, whole: bool) {
     if whole {
-        let end = UnitBuf::units_for(bytes) * UNIT_BYTES;
-        buf.bytes_mut()[bytes..end].fill(0);
+        buf.bytes_mut()[bytes..units * UNIT_BYTES].fill(0);
     }
+}
+
+/// Whether the peer is being sent large segments, and has acknowledged enough of them to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bulk {
+    No,
+    /// There is room for more.
+    Fed,
+    /// Room is getting scarce, and they are written several at a time: an acknowledgement that is not seen holds up many.
+    Hungry,
 }
 
 /// What a segment asks of the peer.
@@ -180,6 +193,10 @@ pub(crate) struct Outgoing {
     in_flight: usize,
     /// The newest in `kept` that were never written.
     unwritten: usize,
+    /// Slots that are written as one; 1: each by itself.
+    run: usize,
+    /// The first so many of `unwritten` are the rest of a run that has begun.
+    begun: usize,
     builder: Option<SegmentBuilder>,
     /// What the builder holds makes the peer say something soon.
     asks: Asks,
@@ -197,10 +214,13 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) fn new(geometry: &Geometry, ring: Ring) -> Self {
+    pub(crate) fn new(geometry: &Geometry, ring: Ring, limits: &Limits) -> Self {
+        let slots = geometry.ring_slots(ring);
         Self {
             ring,
-            slots: geometry.ring_slots(ring),
+            slots,
+            run: limits.run_slots(slots, usize::from(ring.slot_units) * UNIT_BYTES),
+            begun: 0,
             next_seq: Seq(1),
             kept: VecDeque::new(),
             lingering: Vec::new(),
@@ -256,13 +276,17 @@ impl Outgoing {
         self.kept.len() >= self.slots as usize / 4
     }
 
-    /// Whether the peer is being sent large segments and has acknowledged enough of them to go on.
-    pub(crate) fn is_bulk(&self) -> bool {
-        !self.crowded()
-            && self
-                .kept
-                .back()
-                .is_some_and(|kept| kept.units > SMALL_UNITS)
+    /// Whether large segments are being sent, and how soon an acknowledgement will be wanted.
+    pub(crate) fn bulk(&self) -> Bulk {
+        let large = self.kept.back();
+        if self.crowded() || large.is_none_or(|kept| kept.units <= SMALL_UNITS) {
+            return Bulk::No;
+        }
+        let written = self.kept.len() - self.unwritten;
+        match self.run > 1 && written >= self.slots as usize / 2 {
+            true => Bulk::Hungry,
+            false => Bulk::Fed,
+        }
     }
 
     /// Whether no segment can be numbered until the peer acknowledges.
@@ -316,28 +340,60 @@ impl Outgoing {
     }
 
     fn nearly_full(&self) -> bool {
-        self.builder
-            .as_ref()
-            .is_some_and(|builder| builder.used_bytes() >= self.slot_bytes() / 4 * 3)
+        self.builder.as_ref().is_some_and(|builder| match self.run {
+            1 => builder.used_bytes() >= self.slot_bytes() / 4 * 3,
+            // Only full ones lie side by side.
+            _ => builder.data_room() < self.fill_min(),
+        })
     }
 
     /// Whether a new segment shall be numbered now; `ack_due` asks for one even without frames.
     pub(crate) fn may_seal(&self, depth: usize, ack_due: bool) -> bool {
         let under_way = self.in_flight + self.unwritten;
+        let most = match self.run {
+            1 => depth,
+            run => (RUNS_MAX + 1) * run,
+        };
         (self.has_frames() || ack_due)
             && self.has_slot()
-            && (under_way == 0 || (under_way < depth && self.nearly_full()))
+            && (under_way == 0 || (under_way < most && self.nearly_full()))
+    }
+
+    /// Whether a segment may be written for the first time: where runs are written, with the rest of one, as a whole one,
+    /// or when nothing else is.
+    fn may_begin(&self, depth: usize) -> bool {
+        match self.run {
+            1 => self.in_flight < depth,
+            run => {
+                let whole = self.unwritten >= self.next_run();
+                let room = self.in_flight + run <= RUNS_MAX * run;
+                self.begun > 0 || self.in_flight == 0 || (whole && room)
+            }
+        }
+    }
+
+    /// How many segments the next run has if it is whole: runs end where every so many slots do, as whoever reads them
+    /// expects.
+    fn next_run(&self) -> usize {
+        let first = Seq(self.next_seq.0 - self.unwritten as u64);
+        self.run - self.slot_of(first) as usize % self.run
     }
 
     /// Whether a program that writes more than there is room for may number the segment being filled, though it cannot
     /// be written yet: then the program goes on, and whoever writes finds several.
     pub(crate) fn may_seal_ahead(&self) -> bool {
-        self.nearly_full() && self.unwritten < AHEAD_MAX && self.has_slot()
+        self.nearly_full() && self.unwritten < AHEAD_MAX.max(self.run) && self.has_slot()
     }
 
     /// Whether a segment that has a number can be written for the first time.
     pub(crate) fn may_write(&self, depth: usize) -> bool {
-        self.unwritten > 0 && self.in_flight < depth
+        self.unwritten > 0 && self.may_begin(depth)
+    }
+
+    /// The segment that is written for the first time next, if one may be.
+    pub(crate) fn next_new(&self, depth: usize) -> Option<usize> {
+        let first = self.kept.len() - self.unwritten;
+        self.may_write(depth).then_some(first)
     }
 
     /// Whether the segment being filled has frames.
@@ -370,8 +426,13 @@ impl Outgoing {
             .take()
             .unwrap_or_else(|| SegmentBuilder::new(pool.take(units)));
         let (buf, bytes) = seal(builder, seq);
-        let units = UnitBuf::units_for(bytes);
-        let data = pool.keep(buf, bytes, whole);
+        // One of a run goes on to where the next begins.
+        let reaches = self.run > 1 && bytes + self.fill_min() >= self.slot_bytes();
+        let units = match reaches {
+            true => usize::from(self.ring.slot_units),
+            false => UnitBuf::units_for(bytes),
+        };
+        let data = pool.keep(buf, bytes, units, whole);
         self.next_seq = seq.next();
         self.unwritten += 1;
         self.sealed_at = Some(now);
@@ -448,11 +509,6 @@ impl Outgoing {
         (rewrite * factor * (1 << kept.tries.saturating_sub(1).min(6))).min(PAUSE_MAX)
     }
 
-    /// The segment that was numbered last.
-    pub(crate) fn newest(&self) -> Option<usize> {
-        self.kept.len().checked_sub(1)
-    }
-
     /// The write of a kept segment that is due begins. The second value says whether it is a repetition of one that
     /// had succeeded.
     pub(crate) fn begin_write(
@@ -462,10 +518,16 @@ impl Outgoing {
         op: u64,
         rewrite: Duration,
     ) -> (SegmentWrite, bool) {
+        let again = self.kept[at].tries > 0;
+        if !again {
+            if self.begun == 0 {
+                self.begun = self.unwritten.min(self.next_run());
+            }
+            self.begun -= 1;
+            self.unwritten -= 1;
+        }
         self.in_flight += 1;
         let kept = &mut self.kept[at];
-        let again = kept.tries > 0;
-        self.unwritten -= usize::from(!again);
         kept.writing = Some(op);
         kept.tries += 1;
         let (seq, data) = (kept.seq, Arc::clone(&kept.data));
@@ -491,7 +553,7 @@ impl Outgoing {
 
     fn may_be_due(&self, kept: &Kept, patient: bool, depth: usize) -> bool {
         let may = match kept.tries {
-            0 => self.in_flight < depth,
+            0 => self.may_begin(depth),
             _ => !patient,
         };
         may && kept.writing.is_none()
@@ -563,5 +625,171 @@ impl Outgoing {
             .map(|at| &self.kept[at])
             .filter(|kept| self.may_be_due(kept, patient, depth))
             .fold(None, |due, kept| earliest(due, Some(kept.again_at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use stp_format::StreamKey as Key;
+
+    const SLOT_UNITS: usize = 64;
+    const REWRITE: Duration = Duration::from_millis(500);
+
+    /// A ring of sixteen large slots of which four are written as one.
+    struct Writer {
+        outgoing: Outgoing,
+        pool: Pool,
+        now: Time,
+        last_op: u64,
+    }
+
+    impl Writer {
+        fn new() -> Self {
+            let geometry = Geometry::plan(256 << 20, 16).expect("the default");
+            let ring = geometry.ring(0, 16);
+            let limits = Limits {
+                run_bytes: 4 * SLOT_UNITS * UNIT_BYTES,
+                ..Limits::default()
+            };
+            Self {
+                outgoing: Outgoing::new(&geometry, ring, &limits),
+                pool: Pool::new(UnitBuf::zeroed),
+                now: Time::ZERO,
+                last_op: 0,
+            }
+        }
+
+        /// A program writes so many bytes; what is full is numbered, as far as that goes.
+        fn put(&mut self, bytes: usize) -> usize {
+            let mut left = bytes;
+            while left > 0 {
+                let key = Key {
+                    by_writer: true,
+                    number: 1,
+                };
+                let builder = self.outgoing.builder(&mut self.pool);
+                let count = builder.data_room().min(left);
+                left -= builder.append_data(key, 0, &vec![1; count]);
+                if !self.outgoing.may_seal_ahead() {
+                    break;
+                }
+                self.seal();
+            }
+            bytes - left
+        }
+
+        fn seal(&mut self) {
+            let sealed = |builder: SegmentBuilder, _| {
+                let bytes = builder.used_bytes();
+                (UnitBuf::zeroed(SLOT_UNITS), bytes)
+            };
+            let (now, pool) = (self.now, &mut self.pool);
+            self.outgoing.seal(now, pool, true, true, sealed);
+        }
+
+        /// Begins the writes that may be; their slots and units.
+        fn write(&mut self) -> Vec<(u32, usize)> {
+            let mut begun = Vec::new();
+            loop {
+                let mut due = self.outgoing.next_due_write(self.now, false, 4);
+                if due.is_none() && self.outgoing.may_seal(4, false) {
+                    self.seal();
+                    due = self.outgoing.next_new(4);
+                }
+                let Some(at) = due else { return begun };
+                self.last_op += 1;
+                let (write, again) = self
+                    .outgoing
+                    .begin_write(self.now, at, self.last_op, REWRITE);
+                assert!(!again);
+                begun.push((write.slot, write.units));
+            }
+        }
+
+        /// The writes with these numbers end.
+        fn written(&mut self, ops: core::ops::RangeInclusive<u64>) {
+            for op in ops {
+                self.outgoing.handle_written(self.now, op, true, REWRITE);
+            }
+        }
+
+        fn acked(&mut self, seq: u64) {
+            let ended = self.outgoing.handle_acked(Seq(seq), &mut self.pool);
+            assert!(ended.is_ok());
+        }
+    }
+
+    fn full(slots: core::ops::Range<u32>) -> Vec<(u32, usize)> {
+        slots.map(|slot| (slot, SLOT_UNITS)).collect()
+    }
+
+    const SLOT: usize = SLOT_UNITS * UNIT_BYTES;
+
+    #[test]
+    fn full_segments_go_out_in_runs_that_end_every_four_slots() {
+        let mut writer = Writer::new();
+        writer.put(SLOT + 100);
+        // Nothing is under way: what there is goes.
+        assert_eq!(writer.write(), full(0..1));
+        writer.put(2 * SLOT);
+        assert_eq!(writer.write(), [], "it waits for company");
+        writer.put(SLOT);
+        assert_eq!(writer.write(), full(1..4));
+        writer.put(8 * SLOT);
+        assert_eq!(writer.write(), full(4..8));
+        writer.put(8 * SLOT);
+        assert_eq!(writer.write(), [], "two runs are under way");
+        writer.written(1..=4);
+        assert_eq!(writer.write(), full(8..12));
+    }
+
+    #[test]
+    fn what_waits_for_company_goes_when_nothing_is_under_way() {
+        let mut writer = Writer::new();
+        writer.put(SLOT + 100);
+        assert_eq!(writer.write(), full(0..1));
+        writer.put(SLOT);
+        assert_eq!(writer.write(), []);
+        assert_eq!(writer.outgoing.due(false, 4), None);
+        writer.written(1..=1);
+        assert_eq!(writer.outgoing.due(false, 4), Some(writer.now));
+        assert_eq!(writer.write(), full(1..2));
+        writer.written(2..=2);
+        // The rest, which fills no slot.
+        let rest = writer.write();
+        assert!(rest.len() == 1 && rest[0].1 < SLOT_UNITS, "{rest:?}");
+    }
+
+    #[test]
+    fn a_full_ring_waits_and_goes_on() {
+        let mut writer = Writer::new();
+        let mut slots = Vec::new();
+        for _ in 0..8 {
+            writer.put(4 * SLOT);
+            slots.extend(writer.write());
+            writer.written(1..=writer.last_op);
+        }
+        slots.extend(writer.write());
+        assert_eq!(slots, full(0..16));
+        assert!(writer.outgoing.full());
+        assert_eq!(writer.outgoing.bulk(), Bulk::Hungry);
+        writer.acked(12);
+        assert_eq!(writer.outgoing.bulk(), Bulk::Fed);
+        // What was being filled, and one more.
+        writer.put(SLOT);
+        assert_eq!(writer.write(), full(0..2));
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_was_never_written_is_an_error() {
+        let mut writer = Writer::new();
+        writer.put(4 * SLOT);
+        let begun = writer.write().len() as u64;
+        let ahead = writer
+            .outgoing
+            .handle_acked(Seq(begun + 1), &mut writer.pool);
+        assert!(ahead.is_err());
     }
 }

@@ -213,11 +213,16 @@ impl Stream {
         matches!(self.moving, Moving::Holding(_) | Moving::Resuming) && sent && self.fin_received
     }
 
-    /// Whether the peer shall be allowed more: half the window is used up.
-    pub(crate) fn wants_credit(&self) -> bool {
+    /// Whether the peer shall be allowed more: half the window is used up, or a quarter where bytes come in runs, which are
+    /// large: it would have no room for the next.
+    pub(crate) fn wants_credit(&self, in_runs: bool) -> bool {
+        let used = match in_runs {
+            true => self.window / 4,
+            false => self.window / 2,
+        };
         !self.fin_received
             && !self.moving.is_giving()
-            && self.recv_limit - self.taken <= self.window / 2
+            && self.recv_limit - self.taken <= self.window - used
     }
 }
 

@@ -268,10 +268,17 @@ fn refuses_what_is_outside(medium: &mut impl Medium, geometry: &Geometry) {
     read(medium, inside, 1).expect("it still works");
 }
 
+/// Of less than a slot each, and of whole ones, which lie side by side.
 fn takes_more_than_its_depth(medium: &mut impl Medium, geometry: &Geometry) {
+    let whole = slot_units(geometry);
+    for (round, units) in (0..).zip([whole.min(3), whole]) {
+        takes_many(medium, geometry, units, round * 100);
+    }
+}
+
+fn takes_many(medium: &mut impl Medium, geometry: &Geometry, units: usize, mark: u8) {
     let count = medium.depth() * 3 + 5;
     let slots = slots(geometry);
-    let units = slot_units(geometry).min(3);
     // Each slot is written once; then all are read, some of them several times.
     let written = (slots as usize).min(count);
     for at in 0..written {
@@ -279,7 +286,7 @@ fn takes_more_than_its_depth(medium: &mut impl Medium, geometry: &Geometry) {
             OpId(at as u64),
             Op::Write {
                 place: slot(geometry, 2, at as u32),
-                data: Arc::new(filled(units, at as u8)),
+                data: Arc::new(filled(units, mark + at as u8)),
                 units,
                 durable: at % 16 == 0,
             },
@@ -312,7 +319,7 @@ fn takes_more_than_its_depth(medium: &mut impl Medium, geometry: &Geometry) {
         let buf = completion.buf.expect("its buffer");
         let tag = completion.id.0 as usize % written;
         assert!(
-            buf.bytes() == filled(units, tag as u8).bytes(),
+            buf.bytes() == filled(units, mark + tag as u8).bytes(),
             "the bytes of another operation"
         );
         assert!(seen.insert(completion.id, ()).is_none(), "completed twice");

@@ -437,6 +437,10 @@ impl<M: Medium> Medium for Faulty<M> {
         Some(self.both.as_fd())
     }
 
+    fn run_bytes(&self) -> usize {
+        self.inner.run_bytes()
+    }
+
     fn depth(&self) -> usize {
         self.inner.depth()
     }

@@ -132,6 +132,12 @@ pub trait Medium: Send {
         None
     }
 
+    /// Transfers of the same kind to or from neighbouring places, handed over by one [`Medium::kick`], up to so many bytes
+    /// together, cost no more than one; 0: each costs its own.
+    fn run_bytes(&self) -> usize {
+        0
+    }
+
     /// Operations that it works on side by side; more are queued.
     fn depth(&self) -> usize;
 
@@ -189,6 +195,10 @@ impl<M: Medium + ?Sized> Medium for Box<M> {
 
     fn memory(&mut self) -> Option<Arc<dyn Memory>> {
         (**self).memory()
+    }
+
+    fn run_bytes(&self) -> usize {
+        (**self).run_bytes()
     }
 
     fn depth(&self) -> usize {

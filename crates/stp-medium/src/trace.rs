@@ -184,6 +184,10 @@ impl<M: Medium> Medium for Trace<M> {
         self.inner.is_inline()
     }
 
+    fn run_bytes(&self) -> usize {
+        self.inner.run_bytes()
+    }
+
     fn depth(&self) -> usize {
         self.inner.depth()
     }

@@ -216,6 +216,7 @@ impl Options {
     pub fn memory(mut self) -> Self {
         let mut rng = Rng::new(self.seed, 4);
         let r = &mut rng;
+        self.limits.run_bytes = 0;
         self.memory = Some(MemoryFaults {
             spread: swarm(r, 60, 1000, 500_000),
             spread_us: r.spread(1, 200),
@@ -272,6 +273,8 @@ impl Options {
             write_depth: r.within(1, 6) as usize,
             read_depth: r.within(1, 6) as usize,
             ring_extents: r.spread(1, 16) as u16,
+            // A stream of its own: older seeds stay what they were otherwise.
+            run_bytes: [0, 16 << 10, 1 << 20][Rng::new(seed, 21).below(3) as usize],
             ..Limits::default()
         };
         let rates_ppm = (0..all + spares.len())

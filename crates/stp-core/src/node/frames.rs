@@ -4,6 +4,7 @@
 use super::*;
 use crate::chunks::Segment;
 use crate::receiver::{Expected, Look};
+use crate::sender::{Bulk, Outgoing};
 use crate::stream::{Moving, Phase as StreamPhase, SendEnd, Stream};
 use stp_format::segment::{StreamKey, decode_segment, peek_segment};
 use stp_format::{Frame, FrameBody};
@@ -49,9 +50,9 @@ impl Node {
         };
         // A read that failed, a look behind the next segment and one that began before it came say nothing of its end.
         let at_end = buf.is_some() && seq == incoming.taken().next();
-        let bulk = link.outgoing.as_ref().is_some_and(|out| out.is_bulk());
+        let sends = link.outgoing.as_ref().map_or(Bulk::No, Outgoing::bulk);
         let timings = &self.config.timings;
-        let (look, back) = incoming.handle_read(now, seq, buf, &expected, timings, bulk);
+        let (look, back) = incoming.handle_read(now, seq, buf, &expected, timings, sends);
         if let Some(buf) = back {
             self.pool.give_back(buf);
         }

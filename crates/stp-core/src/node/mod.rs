@@ -29,7 +29,7 @@ use crate::event::{ConnectError, Event, ResetReason, StreamId};
 use crate::io::{Io, IoAction, IoDone};
 use crate::link::{Extents, Link};
 use crate::own_seat::OwnSeat;
-use crate::sender::Pool;
+use crate::sender::{Bulk, Pool};
 use crate::stream::Streams;
 use crate::table::{Row, Table};
 use crate::time::{Time, earliest};
@@ -333,6 +333,11 @@ impl Node {
                     && let Some(outgoing) = &mut link.outgoing
                 {
                     outgoing.handle_written(now, done.id, good, rewrite);
+                    if outgoing.bulk() == Bulk::Hungry
+                        && let Some(incoming) = &mut link.incoming
+                    {
+                        incoming.look_soon(now);
+                    }
                 }
             }
             Purpose::Slot { seat, epoch, seq } => {

@@ -262,7 +262,8 @@ impl Node {
         }
         if link.incoming.is_none() && entry.ring.extents != 0 {
             let looks_free = self.config.timings.looks_free;
-            let incoming = Incoming::new(&geometry, entry.ring, now, looks_free);
+            let limits = &self.config.limits;
+            let incoming = Incoming::new(&geometry, entry.ring, now, looks_free, limits);
             link.incoming = Some(incoming);
         }
         if let Some(incoming) = &mut link.incoming {
@@ -325,7 +326,8 @@ impl Node {
             .ok_or(ConnectError::NoRing)?;
         let link = &mut self.links[usize::from(seat.0)];
         link.begin_with(incarnation);
-        link.outgoing = Some(crate::sender::Outgoing::new(&geometry, ring));
+        let limits = &self.config.limits;
+        link.outgoing = Some(crate::sender::Outgoing::new(&geometry, ring, limits));
         link.begun_at = self.now;
         if link.incoming.is_none() {
             self.directory_at = self.directory_at.min(self.now + RING_NAP);

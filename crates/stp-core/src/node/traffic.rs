@@ -199,7 +199,8 @@ impl Node {
         };
         stream.taken += bytes as u64;
         stream.urgent = stream.urgent.filter(|end| *end > stream.taken);
-        if stream.wants_credit() && stream.reset.is_none() {
+        let in_runs = self.config.limits.run_bytes > 0;
+        if stream.wants_credit(in_runs) && stream.reset.is_none() {
             let limits = &self.config.limits;
             // A program that keeps up may be sent more ahead.
             let growth = stream
@@ -406,7 +407,7 @@ impl Node {
             self.acknowledge_by_record(seat, true);
         } else if due.is_none() && outgoing.may_seal(depth, ack_due) {
             self.seal(now, seat);
-            due = self.links[seat].outgoing.as_ref()?.newest();
+            due = self.links[seat].outgoing.as_ref()?.next_new(depth);
         }
         self.begin_write(now, seat, due?)
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
-use stp_core::{NodeConfig, Timings};
+use stp_core::{Limits, NodeConfig, Timings};
 
 use super::attach::{Attached, attach};
 use super::clock::MonotonicClock;
@@ -98,6 +98,10 @@ fn prepare(config: EngineConfig) -> Result<(Core, Arc<Shared>), AttachError> {
     let timings = Timings {
         looks_free: medium.wait_fd().is_none(),
         ..timings
+    };
+    let limits = Limits {
+        run_bytes: medium.run_bytes(),
+        ..limits
     };
     let node = NodeConfig {
         volume,
