@@ -8,8 +8,8 @@ mod world;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use stp_core::ResetReason;
 use stp_format::{Geometry, Place, SeatId, SeatRecord, Superblock};
-use stp_host::control::{Calls, ConnectFailure};
+use stp_host::control::{Calls, ConnectFailure, Opening};
 use stp_host::engine::{Ending, EngineConfig, start, start_shared};
 use stp_host::rendezvous::RunDir;
 use stp_host::volume::{FormatOptions, format};
@@ -313,6 +313,40 @@ fn a_connection_that_nobody_waits_for_any_more_is_withdrawn() {
     server.close();
     let report = alpha.engine.report("engine").unwrap();
     assert!(report.contains("\"system\":\"alpha\""), "{report}");
+}
+
+/// The engine itself keeps the time of an attempt that no thread waits for, and tells of its own end.
+#[test]
+fn attempts_that_no_thread_waits_for_are_answered_all_the_same() {
+    let world = World::new();
+    let (alpha, beta) = world.pair();
+    let listener = narrow_listener(&beta, 0);
+    let attempt = |timeout| {
+        let (program, engine) = UnixStream::pair().unwrap();
+        let (tell, told) = mpsc::channel();
+        let how = Opening {
+            timeout,
+            ..Opening::default()
+        };
+        let reply = Box::new(move |outcome| tell.send(outcome).unwrap());
+        let later = alpha.engine.later().unwrap();
+        later.connect_later(&system("beta"), PORT, engine.into(), how, reply);
+        (program, told)
+    };
+    let (_first, told) = attempt(None);
+    let connected = told.recv().unwrap();
+    assert!(connected.is_ok(), "{connected:?}");
+    // The listener's queue is full now and stays so.
+    let (_program, told) = attempt(Some(Duration::from_millis(50)));
+    assert_eq!(told.recv().unwrap(), Err(ConnectFailure::TimedOut));
+    let (_program, told) = attempt(None);
+    alpha.engine.leave();
+    let failure = told.recv().unwrap().unwrap_err();
+    assert!(
+        matches!(failure, ConnectFailure::EngineGone(_)),
+        "{failure:?}"
+    );
+    drop(listener);
 }
 
 #[test]

@@ -246,6 +246,7 @@ impl World {
                 local_port: Some(port),
                 socket: SimSocket(end),
                 skip: 0,
+                within: None,
                 raw,
                 reply,
             },

@@ -198,6 +198,22 @@ impl Outcome {
     }
 }
 
+/// Told how a connection attempt went: once, by whichever thread knows it, which it must not keep.
+pub type ConnectReply = Box<dyn FnOnce(Result<Connected, ConnectFailure>) + Send>;
+
+/// What an engine in this process can do besides: open streams without a thread that waits for each.
+pub trait ConnectLater {
+    /// As [`Calls::connect_with`], without waiting.
+    fn connect_later(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+        reply: ConnectReply,
+    );
+}
+
 /// What a program asks of its engine.
 pub trait Calls: Send + Sync {
     /// Publishes `port`; connections to it are delivered to the listening Unix socket at `path`.
@@ -235,6 +251,11 @@ pub trait Calls: Send + Sync {
         socket: OwnedFd,
         how: Opening,
     ) -> Result<Connected, ConnectFailure>;
+
+    /// Streams can be opened without waiting for each, if it can do that.
+    fn later(&self) -> Option<&dyn ConnectLater> {
+        None
+    }
 
     /// Says that the end of the program's bytes, which the engine is about to see, is meant.
     /// When it returns, the engine knows.

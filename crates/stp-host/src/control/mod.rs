@@ -17,8 +17,8 @@ mod tests;
 mod wire;
 
 pub use calls::{
-    Calls, ConnectFailure, Connected, EndName, GiftId, Handed, Offer, Opening, Outcome, Peer,
-    PeerState, StreamToken, Taken, Verdict,
+    Calls, ConnectFailure, ConnectLater, ConnectReply, Connected, EndName, GiftId, Handed, Offer,
+    Opening, Outcome, Peer, PeerState, StreamToken, Taken, Verdict,
 };
 pub use client::Client;
 pub(crate) use peer::Admission;

@@ -1,4 +1,5 @@
-//! The engine's end: one listening socket, one thread a program, one more for each call that waits.
+//! The engine's end: one listening socket, one thread a program, one more for each call that waits, but for connections:
+//! whoever learns how one went answers.
 //!
 //! - A program that waits, floods or stops reading delays nobody else: the calls that can wait run on threads
 //!   of their own, with a limit a program, and a program that takes no answers is cut off.
@@ -27,10 +28,10 @@ use rustix::net::{
 use stp_format::{ProcessName, SystemName};
 use tracing::{debug, warn};
 
-use super::calls::{Calls, ConnectFailure, GiftId, Offer, Opening};
+use super::calls::{Calls, ConnectFailure, Connected, GiftId, Offer, Opening};
 use super::client::end_name;
 use super::peer::Admission;
-use super::wire::{Answer, Receiver, Request, VERSION, send_answer};
+use super::wire::{Answer, Receiver, Request, VERSION, send_answer, send_answer_now};
 use crate::rendezvous::{FileLock, SocketPath, SystemDir, shared_as_its_folder};
 
 /// Programs at once.
@@ -386,12 +387,7 @@ impl Client {
                     local_port,
                     skip,
                 };
-                return self.wait_for(number, move |client| {
-                    match client.shared.calls.connect_with(&to, port, socket, how) {
-                        Ok(connected) => Answer::Connected(connected),
-                        Err(failure) => Answer::NotConnected(failure),
-                    }
-                });
+                return self.connect(number, to, port, socket, how);
             }
             Request::MarkClean { token } => {
                 calls.mark_clean(token);
@@ -470,6 +466,62 @@ impl Client {
             },
         };
         send_answer(&*self.socket, number, &answer, None)
+    }
+
+    /// Opens a stream, without a thread that waits for it if the engine can do that.
+    fn connect(
+        self: &Arc<Self>,
+        number: u64,
+        to: SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+    ) -> io::Result<()> {
+        let Some(later) = self.shared.calls.later().filter(|_| self.shared.apart) else {
+            return self.wait_for(number, move |client| {
+                connect_answer(client.shared.calls.connect_with(&to, port, socket, how))
+            });
+        };
+        if let Some(refusal) = self.begin_waiting() {
+            return send_answer(&*self.socket, number, &refusal, None);
+        }
+        let client = Arc::clone(self);
+        let reply = Box::new(move |outcome| {
+            client.waiting.fetch_sub(1, Ordering::AcqRel);
+            client.answer_from_engine(number, connect_answer(outcome));
+        });
+        later.connect_later(&to, port, socket, how, reply);
+        Ok(())
+    }
+
+    /// Answers from the engine's thread, which a program that takes no answers must not hold up.
+    fn answer_from_engine(self: Arc<Self>, number: u64, answer: Answer) {
+        let sent = send_answer_now(&*self.socket, number, &answer);
+        if !matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            return self.cut_off_if(sent.is_err());
+        }
+        let client = Arc::clone(&self);
+        let spawned = spawn_call(move || {
+            let sent = send_answer(&*client.socket, number, &answer, None);
+            client.cut_off_if(sent.is_err());
+        });
+        self.cut_off_if(spawned.is_err());
+    }
+
+    fn cut_off_if(&self, broken: bool) {
+        if broken {
+            let _ = shutdown(self.socket.as_fd(), Shutdown::Both);
+        }
+    }
+
+    /// Counts one more call that waits; the answer if there are too many.
+    fn begin_waiting(&self) -> Option<Answer> {
+        if self.waiting.fetch_add(1, Ordering::AcqRel) < WAITING_MAX {
+            return None;
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        let text = format!("{WAITING_MAX} calls of this program wait for the engine already");
+        Some(Answer::NotConnected(ConnectFailure::Failed(text)))
     }
 
     /// Waits for a gift and notes that this program has it for now.
@@ -566,38 +618,40 @@ impl Client {
         number: u64,
         call: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> io::Result<()> {
-        let refuse = |text: String| {
-            let answer = Answer::NotConnected(ConnectFailure::Failed(text));
-            send_answer(&*self.socket, number, &answer, None)
-        };
-        if self.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
-            return refuse(format!(
-                "{WAITING_MAX} calls of this program wait for the engine already"
-            ));
+        if let Some(refusal) = self.begin_waiting() {
+            return send_answer(&*self.socket, number, &refusal, None);
         }
         let client = Arc::clone(self);
         let work = move || {
             let Told { answer, fd } = call(&client).into();
             client.waiting.fetch_sub(1, Ordering::AcqRel);
             let fd = fd.as_ref().map(AsFd::as_fd);
-            if send_answer(&*client.socket, number, &answer, fd).is_err() {
-                let _ = shutdown(client.socket.as_fd(), Shutdown::Both);
-            }
+            let sent = send_answer(&*client.socket, number, &answer, fd);
+            client.cut_off_if(sent.is_err());
         };
         if !self.shared.apart {
             work();
             return Ok(());
         }
-        let spawned = thread::Builder::new()
-            .name("stp-control-call".to_owned())
-            .stack_size(CALL_STACK_BYTES)
-            .spawn(work);
-        if let Err(error) = spawned {
+        if let Err(error) = spawn_call(work) {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
-            return refuse(format!("the engine has no thread left: {error}"));
+            let text = format!("the engine has no thread left: {error}");
+            let answer = Answer::NotConnected(ConnectFailure::Failed(text));
+            return send_answer(&*self.socket, number, &answer, None);
         }
         Ok(())
+    }
+}
+
+fn spawn_call(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name("stp-control-call".to_owned());
+    thread.stack_size(CALL_STACK_BYTES).spawn(work).map(drop)
+}
+
+fn connect_answer(outcome: Result<Connected, ConnectFailure>) -> Answer {
+    match outcome {
+        Ok(connected) => Answer::Connected(connected),
+        Err(failure) => Answer::NotConnected(failure),
     }
 }
 

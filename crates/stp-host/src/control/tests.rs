@@ -1,7 +1,8 @@
 //! Client against server, with an engine that only pretends.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, send, socket_with};
 use stp_format::{SystemName, VolumeId};
 
+use super::wire::{Answer, Receiver, Request, send_request};
 use super::*;
 use crate::rendezvous::{RunDir, SocketPath, SystemDir};
 
@@ -226,6 +228,102 @@ fn a_call_that_waits_delays_neither_its_own_program_nor_another() {
         engine.release();
         assert!(waiting.join().unwrap().is_ok());
     });
+}
+
+/// Opens streams without waiting, all of them at once.
+struct Prompt(Pretender);
+
+impl Calls for Prompt {
+    fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
+        self.0.listen(port, path, raw)
+    }
+
+    fn unlisten(&self, port: u16) {
+        self.0.unlisten(port);
+    }
+
+    fn connect_with(
+        &self,
+        _: &SystemName,
+        _: u16,
+        _: OwnedFd,
+        _: Opening,
+    ) -> Result<Connected, ConnectFailure> {
+        unreachable!("nobody waits for this engine")
+    }
+
+    fn later(&self) -> Option<&dyn ConnectLater> {
+        Some(self)
+    }
+
+    fn mark_clean(&self, token: StreamToken) {
+        self.0.mark_clean(token);
+    }
+
+    fn verdict(&self, token: StreamToken) -> Verdict {
+        self.0.verdict(token)
+    }
+
+    fn abort(&self, token: StreamToken) {
+        self.0.abort(token);
+    }
+
+    fn peers(&self) -> io::Result<Vec<Peer>> {
+        self.0.peers()
+    }
+}
+
+impl ConnectLater for Prompt {
+    fn connect_later(
+        &self,
+        _: &SystemName,
+        port: u16,
+        _: OwnedFd,
+        _: Opening,
+        reply: ConnectReply,
+    ) {
+        reply(Ok(Connected {
+            token: StreamToken(port.into()),
+            local_port: port,
+        }));
+        self.0.note(format!("told {port}"));
+    }
+}
+
+/// More answers than its connection holds: whoever learns how a connection went goes on, and none is lost.
+#[test]
+fn a_program_that_reads_its_answers_late_holds_up_nobody_and_gets_them_all() {
+    const CONNECTIONS: u16 = 900;
+    let place = place();
+    let engine = Arc::new(Prompt(Pretender::default()));
+    let _server = Server::start(&place.dir, engine.clone()).unwrap();
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::SEQPACKET, flags, None).unwrap();
+    let path = SocketPath::new(&place.dir.engine_socket()).unwrap();
+    connect(&socket, path.address()).unwrap();
+    let ports = 10..10 + CONNECTIONS;
+    for port in ports.clone() {
+        let request = Request::Connect {
+            to: "beta".to_owned(),
+            port,
+            raw: false,
+            timeout_us: None,
+            local_port: None,
+            skip: 0,
+        };
+        let (_program, theirs) = pair();
+        send_request(&socket, port.into(), &request, &[theirs.as_fd()]).unwrap();
+    }
+    engine.0.wait_noted(&format!("told {}", ports.end - 1));
+    let mut receiver = Receiver::default();
+    let mut missing: BTreeSet<u16> = ports.collect();
+    while let Some(port) = missing.first() {
+        let heard = receiver.answer(&socket).unwrap();
+        let Some((_, Answer::Connected(connected), _)) = heard else {
+            panic!("{heard:?} while {port} and others are missing");
+        };
+        assert!(missing.remove(&connected.local_port));
+    }
 }
 
 #[test]

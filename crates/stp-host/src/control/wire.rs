@@ -191,6 +191,7 @@ fn send_piece(
     more: bool,
     piece: &[u8],
     fds: &[BorrowedFd<'_>],
+    how: SendFlags,
 ) -> io::Result<()> {
     let mut head = [0; HEAD_BYTES];
     head[..8].copy_from_slice(&number.to_le_bytes());
@@ -202,7 +203,7 @@ fn send_piece(
     }
     let parts = [IoSlice::new(&head), IoSlice::new(piece)];
     loop {
-        match sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL | how) {
             Err(Errno::INTR) => {}
             sent => return sent.map(drop).map_err(io::Error::from),
         }
@@ -226,7 +227,14 @@ pub(super) fn send_request(
             ),
         ));
     }
-    send_piece(socket.as_fd(), number, false, &json, fds)
+    send_piece(
+        socket.as_fd(),
+        number,
+        false,
+        &json,
+        fds,
+        SendFlags::empty(),
+    )
 }
 
 /// Sends an answer, in as many pieces as it needs; a descriptor goes with the last.
@@ -242,12 +250,35 @@ pub(super) fn send_answer(
         let (piece, behind) = rest.split_at(rest.len().min(PIECE_BYTES_MAX));
         let last = behind.is_empty();
         let fds: Vec<_> = fd.into_iter().filter(|_| last).collect();
-        send_piece(socket.as_fd(), number, !last, piece, &fds)?;
+        send_piece(
+            socket.as_fd(),
+            number,
+            !last,
+            piece,
+            &fds,
+            SendFlags::empty(),
+        )?;
         if behind.is_empty() {
             return Ok(());
         }
         rest = behind;
     }
+}
+
+/// As [`send_answer`], but fails with `WouldBlock`, and has sent nothing, where that would have to wait.
+pub(super) fn send_answer_now(socket: impl AsFd, number: u64, answer: &Answer) -> io::Result<()> {
+    let json = serde_json::to_vec(answer)?;
+    if json.len() > PIECE_BYTES_MAX {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    send_piece(
+        socket.as_fd(),
+        number,
+        false,
+        &json,
+        &[],
+        SendFlags::DONTWAIT,
+    )
 }
 
 /// One datagram as it came.

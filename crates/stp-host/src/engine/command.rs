@@ -77,6 +77,8 @@ pub enum Command<L: LocalSide> {
         socket: L::Socket,
         /// Bytes in the program's socket that are not the stream's.
         skip: u64,
+        /// Given up after this, unless it is cancelled before.
+        within: Option<Duration>,
         /// It ends as TCP does: no mark is needed for a clean end.
         raw: bool,
         /// When it is open or has failed.

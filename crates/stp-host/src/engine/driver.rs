@@ -94,6 +94,8 @@ struct Opening<S> {
     socket: S,
     /// Bytes to throw away before the stream's own.
     skip: u64,
+    /// When nobody waits for it any more.
+    give_up: Option<Time>,
     raw: bool,
     reply: Reply<Result<Connected, ConnectFailure>>,
 }
@@ -119,6 +121,8 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     streams: NumberMap<StreamId, Stream<L::Socket>>,
     by_token: NumberMap<StreamToken, StreamId>,
     openings: BTreeMap<StreamId, Opening<L::Socket>>,
+    /// None of them is given up before.
+    give_up_at: Option<Time>,
     ports: Ports<L::Listener>,
     gifts: Gifts<L::Handle>,
     journeys: Moves<L>,
@@ -163,6 +167,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             streams: NumberMap::default(),
             by_token: NumberMap::default(),
             openings: BTreeMap::new(),
+            give_up_at: None,
             ports: Ports::new(),
             gifts: Gifts::new(),
             journeys: Moves::new(),
@@ -237,6 +242,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             self.node.handle_timeout(now);
         }
         self.retry_openings(now);
+        self.expire_openings(now);
         self.expire_gifts(now);
         self.expire_moves(now);
         self.drain_events(now);
@@ -266,6 +272,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let wake_at = [
             self.node.poll_timeout(),
             self.ports.poll_timeout(),
+            self.give_up_at,
             self.gifts.poll_timeout(),
             self.kept_timeout(),
             (!self.gifts.standing.is_empty()).then_some(self.journeys.sweep_at),
@@ -309,13 +316,16 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
                 local_port,
                 socket,
                 skip,
+                within,
                 raw,
                 reply,
             } => {
+                let give_up = within.map(|within| now + within);
                 let opening = Opening {
                     ticket,
                     socket,
                     skip,
+                    give_up,
                     raw,
                     reply,
                 };

@@ -28,8 +28,8 @@ use super::thread;
 use super::verdict::{Ending, Verdicts};
 use crate::control::lane::{Got, Lane, Put, Write};
 use crate::control::{
-    Calls, ConnectFailure, Connected, GiftId, Handed, Offer, Opening, Peer, PeerState, StreamToken,
-    Taken, Verdict as CallVerdict,
+    Calls, ConnectFailure, ConnectLater, ConnectReply, Connected, GiftId, Handed, Offer, Opening,
+    Peer, PeerState, StreamToken, Taken, Verdict as CallVerdict,
 };
 use crate::forks::Moment;
 use crate::rendezvous::SystemDir;
@@ -413,6 +413,7 @@ impl EngineHandle {
             local_port: how.local_port,
             socket,
             skip: how.skip,
+            within: how.timeout,
             raw: how.raw,
             reply,
         };
@@ -500,11 +501,48 @@ impl Lane for EngineHandle {
     }
 }
 
+impl ConnectLater for EngineHandle {
+    fn connect_later(
+        &self,
+        to: &SystemName,
+        port: u16,
+        socket: OwnedFd,
+        how: Opening,
+        reply: ConnectReply,
+    ) {
+        let engine = Arc::downgrade(&self.engine);
+        let reply = Reply::new(move |answer| match answer {
+            Some(answer) => reply(answer),
+            // The engine says why it stopped only after this: its own thread cannot wait for that.
+            None => {
+                let tell = move || {
+                    let engine = engine.upgrade().map(|engine| Self { engine });
+                    let why = engine.map_or(Stopped::Left, |engine| engine.why_stopped());
+                    reply(Err(why.into()));
+                };
+                // Without a thread for it, the end of the control connection says it.
+                let _ = std::thread::Builder::new().spawn(tell);
+            }
+        });
+        let how = Opening {
+            timeout: Some(how.timeout.unwrap_or(CONNECT_MAX)),
+            ..how
+        };
+        let ticket = self.next_ticket();
+        // Where it cannot even be asked, the dropped reply says why.
+        let _ = self.submit_connect(ticket, to, port, socket.into(), how, reply);
+    }
+}
+
 impl Calls for EngineHandle {
     fn lane(&self) -> Option<&dyn Lane> {
         let born = self.engine.born.as_ref();
         born.is_some_and(Moment::is_same_process)
             .then_some(self as &dyn Lane)
+    }
+
+    fn later(&self) -> Option<&dyn ConnectLater> {
+        Some(self)
     }
 
     fn listen(&self, port: u16, path: &Path, raw: bool) -> io::Result<()> {
@@ -534,8 +572,13 @@ impl Calls for EngineHandle {
         let reply = Reply::new(move |answer| {
             let _ = tell.send(answer);
         });
+        let patience = how.timeout.unwrap_or(CONNECT_MAX);
+        let how = Opening {
+            timeout: None,
+            ..how
+        };
         self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
-        let answer = match told.recv_timeout(how.timeout.unwrap_or(CONNECT_MAX)) {
+        let answer = match told.recv_timeout(patience) {
             Ok(answer) => answer,
             Err(_) => {
                 self.cancel(ticket);

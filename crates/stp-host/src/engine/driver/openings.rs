@@ -38,6 +38,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         match self.node.connect(now, to, port, local_port) {
             Ok(id) => {
                 self.local.watch_end(id, &mut opening.socket);
+                self.give_up_at = earlier(self.give_up_at, opening.give_up);
                 self.openings.insert(id, opening);
             }
             Err(why) => {
@@ -113,6 +114,24 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if let Some(id) = found.map(|(id, _)| *id) {
             self.give_up(now, id, Some(ConnectFailure::TimedOut));
         }
+    }
+
+    /// Gives up the openings whose time is over.
+    pub(super) fn expire_openings(&mut self, now: Time) {
+        if self.give_up_at.is_none_or(|at| at > now) {
+            return;
+        }
+        let is_over = |opening: &Opening<L::Socket>| opening.give_up.is_some_and(|at| at <= now);
+        let over = self.openings.iter().filter(|(_, opening)| is_over(opening));
+        let over: Vec<StreamId> = over.map(|(id, _)| *id).collect();
+        for id in over {
+            self.give_up(now, id, Some(ConnectFailure::TimedOut));
+        }
+        self.give_up_at = self
+            .openings
+            .values()
+            .filter_map(|opening| opening.give_up)
+            .min();
     }
 
     /// The program has closed a socket: nobody waits for its stream any more.
@@ -277,4 +296,8 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             }
         }
     }
+}
+
+fn earlier(one: Option<Time>, other: Option<Time>) -> Option<Time> {
+    one.into_iter().chain(other).min()
 }
