@@ -370,3 +370,28 @@ fn what_the_storage_did_not_take_is_written_again() {
     }
     close(world, &ids);
 }
+
+/// Both ends are to be given away. The far end's word comes before this end's was said, which its program then takes back:
+/// the far end must be answered all the same. (Seed 10700251 of the simulator: it waited for ever.)
+#[test]
+fn a_hold_that_nobody_heard_of_gives_way() {
+    let (mut world, ids) = quiet_pair(1);
+    let [ours, theirs] = ids[0];
+    for (host, id) in [(1, theirs), (0, ours)] {
+        let now = world.time(host);
+        let token = stp_format::MoveToken([host as u8; 16]);
+        let node = world.hosts[host].node.as_mut().unwrap();
+        node.hold(now, id, token).unwrap();
+        if host == 1 {
+            write(&mut world, 1, theirs, usize::MAX);
+        }
+    }
+    read(&mut world, 0, ours);
+    world.act(0, |node, now| node.resume(now, ours));
+    world.act(1, |node, now| node.resume(now, theirs));
+    world.run_until("both have it back", |world| {
+        let is_giving = |host: usize, id| world.hosts[host].node.as_ref().unwrap().is_giving(id);
+        !is_giving(0, ours) && !is_giving(1, theirs)
+    });
+    close(world, &ids);
+}

@@ -246,9 +246,10 @@ impl Node {
                     moving,
                     Moving::Holding(_) | Moving::Still(_) | Moving::Resuming
                 );
-                if own && stream.key.by_writer {
+                if own && stream.key.by_writer && !stream.pending.hold {
                     return true; // the far node gives way as soon as it sees this node's frame
                 }
+                // One that is not said yet may be taken back without a word: it gives way itself.
                 if own {
                     self.events.push_back(Event::HoldLost(id));
                 }
