@@ -59,14 +59,16 @@ pub(super) fn run() -> Result<(), CliError> {
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
     let mut input = io::stdin().lock();
     let begun = next_line(&mut input)?.map(|line| serde_json::from_str(&line));
-    let Some(Ok(Ask::Begin {
-        volume,
-        run_dir,
-        scratch,
-        system,
-    })) = begun
-    else {
-        return Err(CliError::new("the bench's other process was not begun"));
+    let (volume, run_dir, scratch, system) = match begun {
+        Some(Ok(Ask::Begin {
+            volume,
+            run_dir,
+            scratch,
+            system,
+        })) => (volume, run_dir, scratch, system),
+        // The first process could not begin either, and says so.
+        None | Some(Ok(Ask::End)) => return Ok(()),
+        Some(_) => return Err(CliError::new("the bench's other process was not begun")),
     };
     let mut say = |answer: &Answer| {
         let text = serde_json::to_string(answer).map_err(CliError::new)?;

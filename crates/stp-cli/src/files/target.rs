@@ -27,9 +27,12 @@ pub const RESUME_MIN: u64 = 256 << 10;
 pub const MODE_KEPT: u32 = 0o777;
 
 const STATE_MAGIC: &[u8; 8] = b"STPPART1";
-/// How long to wait for the lock of a partial file whose connection may just be dying.
+/// How long to wait for the lock of a partial file whose connection may just be dying: that its host has crashed takes nine
+/// seconds to be known, and what came may be on its way to a slow storage.
 const LOCK_WAIT: Duration = Duration::from_millis(100);
-const LOCK_TRIES: usize = 60;
+const LOCK_TRIES: usize = 150;
+/// How often a partial file may be gone, or another, when its lock was got.
+const GONE_MAX: usize = 64;
 
 /// Failures found where no message can be sent: folders that got no mode or time.
 pub type Late = Arc<Mutex<Vec<(Vec<u8>, Fault)>>>;
@@ -397,9 +400,8 @@ impl Drop for Partial {
 /// Opens and locks a partial file; `None` if somebody else holds it, or may: nobody can tell.
 fn lock(dir: &Folder, temp: &[u8], how: OFlags, tries: usize) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | how;
-    let mut tries = tries;
-    // The second bound: a file that is renamed away each time we look.
-    for _ in 0..64 {
+    let (mut tries, mut gone) = (tries, 0);
+    while gone < GONE_MAX {
         let file = rustix::fs::openat(&dir.fd, temp, flags, Mode::RUSR | Mode::WUSR)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -432,7 +434,7 @@ fn lock(dir: &Folder, temp: &[u8], how: OFlags, tries: usize) -> Result<Option<O
                 return Ok(Some(file));
             }
             // Finished or thrown away by its writer between our open and our lock.
-            Ok(_) | Err(Errno::NOENT) => {}
+            Ok(_) | Err(Errno::NOENT) => gone += 1,
             Err(e) => return Err(e),
         }
     }
