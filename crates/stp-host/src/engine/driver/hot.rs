@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use stp_core::{IoAction, IoDone, IoFault, Node, PieceIo, StreamId, Time};
 use stp_format::segment::{FIRST_BYTES_AT, SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
-use stp_format::{LonePiece, Place, UNIT_BYTES, UnitBuf, VolumeId};
+use stp_format::{Place, UNIT_BYTES, UnitBuf, VolumeId};
 use stp_medium::{Medium, Memory, Spot};
 
 use super::storage::ERRNO_IO;
@@ -47,8 +47,6 @@ pub(super) struct Hot {
     /// Where the segment was last looked for, and where the next one goes: a place is found once.
     awaited: Option<Spot>,
     next: Option<Spot>,
-    /// Where a segment is checked whose bytes are copied twice.
-    scratch: Box<[u8]>,
 }
 
 impl Hot {
@@ -61,7 +59,6 @@ impl Hot {
             looked: false,
             awaited: None,
             next: None,
-            scratch: vec![0; LonePiece::segment_bytes(PAST_MIN)].into(),
         }
     }
 
@@ -106,13 +103,7 @@ impl Hot {
         let into = into.get_mut(..piece.bytes)?;
         if piece.len <= FRONT_BYTES {
             into.copy_from_slice(piece.bytes_in(&front)?);
-        } else if piece.bytes < PAST_MIN {
-            let whole = self.scratch.get_mut(..piece.len)?;
-            let (begin, rest) = whole.split_at_mut(FRONT_BYTES);
-            begin.copy_from_slice(&front);
-            memory.read(spot, FRONT_BYTES, rest).ok()?;
-            into.copy_from_slice(piece.bytes_in(whole)?);
-        } else {
+        } else if piece.bytes >= PAST_MIN {
             let known = &front[FIRST_BYTES_AT..];
             let (begin, rest) = into.split_at_mut(known.len());
             begin.copy_from_slice(known);
@@ -120,6 +111,8 @@ impl Hot {
             if !piece.is_whole(&front, into) {
                 return None;
             }
+        } else {
+            return None;
         }
         node.handle_piece_of(now, id, &piece);
         self.heed(node, id);
