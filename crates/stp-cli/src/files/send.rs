@@ -131,8 +131,8 @@ enum At {
 
 /// A block of a file and the header that goes before it.
 ///
-/// The block begins with a page, as what the kernel copies there does: a few bytes behind that, its copy is ten times slower
-/// on many processors.
+/// The block begins with a page, as what the kernel copies there does: a few bytes behind that, its copy is much slower on
+/// many processors.
 struct FramedBlock(UnitBuf);
 
 impl FramedBlock {
