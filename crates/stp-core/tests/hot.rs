@@ -105,6 +105,14 @@ fn take(world: &mut World, host: usize, id: StreamId, into: &mut [u8]) -> usize 
     world.hosts[host].node.as_mut().unwrap().take(now, id, into)
 }
 
+/// A move begins, of which nothing is written yet.
+fn hold(world: &mut World, host: usize, id: StreamId, token: u8) {
+    let now = world.time(host);
+    let token = stp_format::MoveToken([token; 16]);
+    let node = world.hosts[host].node.as_mut().unwrap();
+    node.hold(now, id, token).unwrap();
+}
+
 fn is_calm(world: &World, host: usize, id: StreamId) -> bool {
     world.hosts[host].node.as_ref().unwrap().is_calm(id)
 }
@@ -377,15 +385,9 @@ fn what_the_storage_did_not_take_is_written_again() {
 fn a_hold_that_nobody_heard_of_gives_way() {
     let (mut world, ids) = quiet_pair(1);
     let [ours, theirs] = ids[0];
-    for (host, id) in [(1, theirs), (0, ours)] {
-        let now = world.time(host);
-        let token = stp_format::MoveToken([host as u8; 16]);
-        let node = world.hosts[host].node.as_mut().unwrap();
-        node.hold(now, id, token).unwrap();
-        if host == 1 {
-            write(&mut world, 1, theirs, usize::MAX);
-        }
-    }
+    hold(&mut world, 1, theirs, 1);
+    write(&mut world, 1, theirs, usize::MAX);
+    hold(&mut world, 0, ours, 2);
     read(&mut world, 0, ours);
     world.act(0, |node, now| node.resume(now, ours));
     world.act(1, |node, now| node.resume(now, theirs));
@@ -394,4 +396,35 @@ fn a_hold_that_nobody_heard_of_gives_way() {
         !is_giving(0, ours) && !is_giving(1, theirs)
     });
     close(world, &ids);
+}
+
+/// The end that gave way is given back, and the other holds the stream at once: that both hold it comes last in what the far end
+/// is told, which takes the rest for words of a move that nobody began. (Seed 10960025: the stream was reset.)
+#[test]
+fn an_end_that_is_released_holds_the_stream_in_the_same_segment() {
+    for is_answered in [false, true] {
+        let (mut world, ids) = quiet_pair(1);
+        let [ours, theirs] = ids[0];
+        hold(&mut world, 1, theirs, 1);
+        write(&mut world, 1, theirs, usize::MAX);
+        read(&mut world, 0, ours);
+        if is_answered {
+            write(&mut world, 0, ours, usize::MAX);
+            read(&mut world, 1, theirs);
+        }
+        let now = world.time(1);
+        world.hosts[1].node.as_mut().unwrap().resume(now, theirs);
+        write(&mut world, 1, theirs, usize::MAX);
+        read(&mut world, 0, ours);
+        hold(&mut world, 0, ours, 2);
+        world.run_until("it is still", |world| {
+            world.hosts[0].events.contains(&Event::Held(ours))
+        });
+        assert!(world.hosts[1].events.contains(&Event::Resumed(theirs)));
+        world.act(0, |node, now| node.resume(now, ours));
+        world.run_until("it is back", |world| {
+            world.hosts[0].events.contains(&Event::Resumed(ours))
+        });
+        close(world, &ids);
+    }
 }

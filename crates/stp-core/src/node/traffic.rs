@@ -364,12 +364,14 @@ impl Node {
                 stream.pending.fin = fin;
             }
             if !fin {
+                // The peer's move is answered before one of this node's own begins; the longest comes last, so that none goes
+                // before one that found no room.
+                put(&mut stream.pending.held, FrameBody::Held { offset });
+                put(&mut stream.pending.resumed, FrameBody::Resumed);
+                put(&mut stream.pending.resume, FrameBody::Resume);
                 if let Moving::Holding(token) = stream.moving {
                     put(&mut stream.pending.hold, FrameBody::Hold { token, offset });
                 }
-                put(&mut stream.pending.held, FrameBody::Held { offset });
-                put(&mut stream.pending.resume, FrameBody::Resume);
-                put(&mut stream.pending.resumed, FrameBody::Resumed);
             }
             if stream.due().any() {
                 return;
