@@ -334,6 +334,7 @@ impl LocalSide for HostSockets {
                     }
                 }
                 Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) if socket.mark_told && sys::next(fd) != Next::Nothing => continue,
                 Err(Errno::AGAIN) => Pulled::Empty,
                 Err(_) => {
                     socket.broken = true;
@@ -498,11 +499,17 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
+    use std::time::{Duration, Instant};
+
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, send, sendmsg, shutdown};
-    use stp_format::VolumeId;
+    use stp_format::{Place, UnitBuf, VolumeId};
+    use stp_medium::{Op, OpId};
 
     use super::*;
     use crate::address::Addresses;
+    use crate::volume;
+
+    const ROUNDS: u64 = 500;
 
     fn sockets() -> HostSockets {
         let addresses = Addresses::new(VolumeId([7; 16]));
@@ -643,6 +650,44 @@ mod tests {
             sockets.arrival_seen(&mut engine, ready.plain);
             assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Mark);
             assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Bytes(1));
+        }
+    }
+
+    /// The kernel says "again" at the mark while it has an interruption for the thread: here, transfers that end.
+    #[test]
+    fn a_byte_at_the_mark_is_received_while_a_transfer_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = stp_medium::VolumeSpec::from(dir.path().join("volume").as_path());
+        let options = volume::FormatOptions {
+            group: "lab".parse().unwrap(),
+            size_bytes: Some(2 << 20),
+            seats: 3,
+            force: false,
+        };
+        volume::format(&spec, &options).unwrap();
+        let mut medium = volume::open(&spec).unwrap().into_medium();
+        let (program, mut engine) = tcp();
+        let mut space = [0; 8];
+        let mut sockets = sockets();
+        for round in 0..ROUNDS {
+            send(&program, b"!", SendFlags::OOB).unwrap();
+            wait_for(&engine, 1);
+            assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Mark);
+            let op = Op::Read {
+                place: Place::Superblock { copy: 0 },
+                buf: UnitBuf::zeroed(1),
+            };
+            medium.submit(OpId(round), op);
+            medium.kick();
+            // No system call, which would take the interruption: a different moment of the transfer each time.
+            let until = Instant::now() + Duration::from_micros(round);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            assert_eq!(sockets.recv(&mut engine, &mut space), Pulled::Bytes(1));
+            while medium.poll().is_none() {
+                std::thread::yield_now();
+            }
         }
     }
 }

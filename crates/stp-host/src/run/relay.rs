@@ -157,6 +157,7 @@ impl End {
                 Ok(_) if urgent => Ok(Taken::Urgent),
                 Ok((count, _)) => Ok(Taken::Bytes(count)),
                 Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) if urgent && sys::next(&self.socket) != Next::Nothing => continue,
                 Err(Errno::AGAIN) => Ok(Taken::Nothing),
                 Err(errno) => Err(errno.into()),
             };

@@ -104,6 +104,9 @@ pub(crate) enum Next {
 
 /// What comes next in a stream socket. Of an empty one the kernel knows no mark, so what is to be received is there
 /// before the mark is asked for; an urgent byte that comes later comes behind it.
+///
+/// At the mark a TCP socket also answers a receive by "again" when the thread is to be interrupted, which a signal does, and
+/// io_uring when one of its transfers ends: what is there then is to be received once more.
 pub(crate) fn next(socket: impl AsFd) -> Next {
     let seen = polled(&socket, PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP);
     if seen.is_empty() {
