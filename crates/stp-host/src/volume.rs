@@ -59,7 +59,22 @@ pub fn open_read_only(spec: &VolumeSpec) -> Result<Volume, VolumeError> {
     open_with(spec, Access::Read)
 }
 
+/// In a thread of its own, which ends with that. The kernel ties an io_uring to each thread that has used it, and when the
+/// ring goes it interrupts whatever call that thread waits in: the program's `epoll_wait`, if it were the caller.
 fn open_with(spec: &VolumeSpec, access: Access) -> Result<Volume, VolumeError> {
+    std::thread::scope(|scope| {
+        let opener = std::thread::Builder::new().name("stp-open".to_owned());
+        match opener.spawn_scoped(scope, || open_here(spec, access)) {
+            Ok(opener) => opener
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // No thread can be had: then with the interruption.
+            Err(_) => open_here(spec, access),
+        }
+    })
+}
+
+fn open_here(spec: &VolumeSpec, access: Access) -> Result<Volume, VolumeError> {
     let options = OpenOptions {
         access,
         io: IoChoice::from_env(),

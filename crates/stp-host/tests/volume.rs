@@ -5,6 +5,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use stp_format::{
     Incarnation, Place, SeatCounters, SeatId, SeatRecord, SeatState, SeatTimings, Superblock,
     VolumeId,
@@ -400,4 +402,24 @@ fn a_storage_that_fails_now_and_then_keeps_nobody_out() {
     }]);
     let dead = stp_host::volume::from_medium(&dir.spec(), Box::new(medium)).unwrap_err();
     assert!(line(&dead).contains("reading the superblock"), "{dead}");
+}
+
+/// An io_uring that ends interrupts the threads that used it, minutes of waiting or none: not the one that opened the volume.
+#[test]
+fn whoever_opened_a_volume_is_not_interrupted_later() {
+    let dir = Dir::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| dir.formatted());
+    });
+    let nothing = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    for opened in [open_read_only(&dir.spec()), open(&dir.spec())] {
+        drop(opened.unwrap());
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: 300_000_000,
+        };
+        let mut seen = Vec::with_capacity(1);
+        let waited = epoll::wait(&nothing, spare_capacity(&mut seen), Some(&wait));
+        assert_eq!(waited, Ok(0));
+    }
 }

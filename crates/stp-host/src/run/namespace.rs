@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
@@ -19,6 +20,9 @@ use crate::rendezvous::{SystemDir, read_file};
 const NOTE: &str = "run.namespace";
 const OWN: &str = "/proc/self/ns/net";
 const LOOPBACK: &str = "lo";
+/// How long a thread that was joined is waited for.
+const JOINED_LOOKS_MAX: u32 = 1000;
+const JOINED_PAUSE: Duration = Duration::from_millis(1);
 const UP: i16 = libc::IFF_UP as i16;
 
 /// Sees to it that this process has loopback: `true` if it took a namespace of its own for that.
@@ -34,6 +38,7 @@ pub fn ensure(dir: &SystemDir) -> io::Result<bool> {
             ),
         ));
     }
+    await_single_thread();
     if enter_earlier(dir) {
         return Ok(true);
     }
@@ -50,6 +55,16 @@ pub fn ensure(dir: &SystemDir) -> io::Result<bool> {
         let _ = dir.leave_note(NOTE, &format!("{} {}\n", found.st_dev, found.st_ino));
     }
     Ok(true)
+}
+
+/// The kernel gives a user namespace to nobody who has a second thread; one that was joined is gone only a moment later.
+fn await_single_thread() {
+    for _ in 0..JOINED_LOOKS_MAX {
+        if fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1) {
+            return;
+        }
+        std::thread::sleep(JOINED_PAUSE);
+    }
 }
 
 /// Goes where the engine before this one was, if a process still lives there.
