@@ -87,8 +87,7 @@ impl World {
         };
         let mut command = Command::new("setpriv");
         command
-            .arg(format!("--reuid={user}"))
-            .arg(format!("--regid={user}"))
+            .args([&format!("--reuid={user}"), &format!("--regid={user}")])
             .args([&groups, "--"])
             .arg(self.path("stp"))
             .args(args)
@@ -138,10 +137,13 @@ impl World {
         command.args(options).env("STP_RUN_DIR", run_dir);
         command.env("STP_LOG", "trace").stderr(log);
         let mut engine = Ended(command.spawn().unwrap());
-        wait_for("an engine's socket", HANG, || {
-            assert!(engine.0.try_wait().unwrap().is_none(), "the engine ended");
-            find(run_dir, "engine.sock").is_some().then_some(())
-        });
+        // The key comes after the socket; until then its draft is there, which is the owner's alone.
+        for name in ["engine.sock", "run.key"] {
+            wait_for(name, HANG, || {
+                assert!(engine.0.try_wait().unwrap().is_none(), "it ended");
+                find(run_dir, name)
+            });
+        }
         engine
     }
 }
@@ -543,10 +545,9 @@ while True:
     // Its owner takes it back: what a member has kept of it opens nothing any more.
     chmod(&shared, 0o700);
     let _engine = world.engine(&shared, &[]);
-    // The engine's socket is there before its key is another.
     wait_for("another key", HANG, || {
-        let now = std::fs::read_to_string(find(&shared, "run.key")?).ok()?;
-        (!now.contains(key)).then_some(())
+        let now = std::fs::read_to_string(find(&shared, "run.key")?);
+        now.is_ok_and(|now| !now.contains(key)).then_some(())
     });
     for path in all(&shared) {
         let wanted = if path.is_dir() { 0o700 } else { 0o600 };
@@ -554,7 +555,7 @@ while True:
         let Ok(found) = std::fs::symlink_metadata(&path) else {
             continue;
         };
-        if found.is_dir() || find(&shared, "run.key").as_ref() == Some(&path) {
+        if found.is_dir() || path.ends_with("run.key") {
             assert_eq!(mode(&path), wanted, "{}", path.display());
         }
     }
