@@ -27,10 +27,13 @@ pub const RESUME_MIN: u64 = 256 << 10;
 pub const MODE_KEPT: u32 = 0o777;
 
 const STATE_MAGIC: &[u8; 8] = b"STPPART1";
-/// How long to wait for the lock of a partial file whose connection may just be dying: that its host has crashed takes nine
-/// seconds to be known, and what came may be on its way to a slow storage.
+/// How often the lock of a partial file is tried whose connection may just be dying, and the looks after which it counts as
+/// somebody's who lives: when its file has changed lately. Of one that does not change, the end is waited for: that its host has
+/// crashed may take a minute to be known, and what came may be on its way to a slow storage.
 const LOCK_WAIT: Duration = Duration::from_millis(100);
-const LOCK_TRIES: usize = 150;
+const LOCK_LOOKS: usize = 150;
+const LOCK_CHANGES: usize = 50;
+const LOCK_LOOKS_MAX: usize = 900;
 /// How often a partial file may be gone, or another, when its lock was got.
 const GONE_MAX: usize = 64;
 
@@ -260,7 +263,7 @@ impl Partial {
         let (temp, state) = (partial_name(name), state_name(name));
         // Cheap for the common case that nothing was left.
         paths::look(dir.fd.as_fd(), &state).ok()?;
-        let file = lock(dir, &temp, OFlags::empty(), LOCK_TRIES).ok()??;
+        let file = lock(dir, &temp, OFlags::empty(), Patience::UntilItsWriterEnds).ok()??;
         let len = u64::try_from(rustix::fs::fstat(&file).ok()?.st_size).ok()?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let remembered = rustix::fs::openat(&dir.fd, &state, flags, Mode::empty()).ok()?;
@@ -285,10 +288,11 @@ impl Partial {
     /// An empty one, for a transfer from the beginning.
     pub fn create(dir: &Arc<Folder>, name: &[u8], source: Source) -> Result<Self, Errno> {
         let temp = partial_name(name);
-        let Some(file) = lock(dir, &temp, OFlags::CREATE, 1)? else {
+        let Some(file) = lock(dir, &temp, OFlags::CREATE, Patience::None)? else {
             // Somebody else is copying to the same place, or may be: the last one to finish wins, neither harms the other.
             let temp = unique_name(name)?;
-            let file = lock(dir, &temp, OFlags::CREATE | OFlags::EXCL, 1)?.ok_or(Errno::BUSY)?;
+            let file = lock(dir, &temp, OFlags::CREATE | OFlags::EXCL, Patience::None)?
+                .ok_or(Errno::BUSY)?;
             return Ok(Self {
                 dir: Arc::clone(dir),
                 file,
@@ -397,17 +401,53 @@ impl Drop for Partial {
     }
 }
 
+/// Whether the lock of a partial file is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    None,
+    UntilItsWriterEnds,
+}
+
+/// What is seen of a partial file whose lock somebody else holds.
+#[derive(Default)]
+struct Watch {
+    looks: usize,
+    /// Since it changed last.
+    unchanged: usize,
+    /// Its length and time then.
+    seen: Option<(i64, Mtime)>,
+}
+
+impl Watch {
+    /// One more look; whether its writer lives, or has taken too long to die.
+    fn is_in_vain(&mut self, now: (i64, Mtime)) -> bool {
+        self.looks += 1;
+        self.unchanged += 1;
+        if self.seen.replace(now).is_some_and(|before| before != now) {
+            self.unchanged = 0;
+        }
+        let lives = self.looks >= LOCK_LOOKS && self.unchanged < LOCK_CHANGES;
+        lives || self.looks >= LOCK_LOOKS_MAX
+    }
+}
+
 /// Opens and locks a partial file; `None` if somebody else holds it, or may: nobody can tell.
-fn lock(dir: &Folder, temp: &[u8], how: OFlags, tries: usize) -> Result<Option<OwnedFd>, Errno> {
+fn lock(
+    dir: &Folder,
+    temp: &[u8],
+    how: OFlags,
+    patience: Patience,
+) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | how;
-    let (mut tries, mut gone) = (tries, 0);
+    let (mut watch, mut gone) = (Watch::default(), 0);
     while gone < GONE_MAX {
         let file = rustix::fs::openat(&dir.fd, temp, flags, Mode::RUSR | Mode::WUSR)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
-                tries = tries.saturating_sub(1);
-                if tries == 0 {
+                let found = rustix::fs::fstat(&file)?;
+                let now = (found.st_size, paths::mtime(&found));
+                if patience == Patience::None || watch.is_in_vain(now) {
                     return Ok(None);
                 }
                 std::thread::sleep(LOCK_WAIT);
@@ -473,6 +513,24 @@ mod tests {
 
     fn base(path: &std::path::Path) -> Arc<Folder> {
         Folder::base(std::fs::File::open(path).unwrap().into())
+    }
+
+    /// A writer that is dead is waited for, one that writes is not.
+    #[test]
+    fn the_lock_of_a_file_that_does_not_change_is_waited_for() {
+        let at = |seconds| (0, Mtime { seconds, nanos: 0 });
+        let looks = |seen: &dyn Fn(usize) -> i64| {
+            let mut watch = Watch::default();
+            (0..).find(|&look| watch.is_in_vain(at(seen(look))))
+        };
+        assert_eq!(looks(&|_| 0), Some(LOCK_LOOKS_MAX - 1));
+        assert_eq!(looks(&|look| look as i64), Some(LOCK_LOOKS - 1));
+        // What was on its way when its writer died still came for a while.
+        let died = LOCK_LOOKS - LOCK_CHANGES - 1;
+        assert_eq!(
+            looks(&|look| look.min(died) as i64),
+            Some(LOCK_LOOKS_MAX - 1)
+        );
     }
 
     const SOURCE: Source = Source {
