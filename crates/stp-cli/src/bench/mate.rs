@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ struct Mate {
     /// The system that its shared engine is.
     shared_system: String,
     shared: Mutex<Option<Engine>>,
+    /// Threads that wait for a connection to serve.
+    idle: Mutex<Vec<mpsc::SyncSender<Conn>>>,
     reactor: Reactor,
     /// Held while a bench of another host is under way.
     busy: Mutex<()>,
@@ -143,6 +145,7 @@ impl Mate {
             volume: place.volume,
             shared_system: place.shared_system,
             shared: Mutex::default(),
+            idle: Mutex::default(),
             reactor: Reactor::start().map_err(|error| failed_io("epoll", &error))?,
             busy: Mutex::default(),
         });
@@ -178,13 +181,33 @@ impl Mate {
         thread::spawn(move || {
             loop {
                 match accept() {
-                    Ok(conn) => {
-                        let mate = Arc::clone(&mate);
-                        thread::spawn(move || mate.serve(conn));
-                    }
+                    Ok(conn) => mate.hand_over(conn),
                     // A connection that broke before it was accepted, or the end of everything.
                     Err(_) => thread::sleep(Duration::from_millis(1)),
                 }
+            }
+        });
+    }
+
+    /// Has a connection served by a thread that has nothing to do: what is measured is connections, not the start of threads.
+    fn hand_over(self: &Arc<Self>, conn: Conn) {
+        let idle = lock(&self.idle).pop();
+        let conn = match idle {
+            None => conn,
+            Some(thread) => match thread.send(conn) {
+                Ok(()) => return,
+                Err(back) => back.0,
+            },
+        };
+        let mate = Arc::clone(self);
+        thread::spawn(move || {
+            let (here, next) = mpsc::sync_channel(1);
+            let mut conn = Some(conn);
+            while let Some(begun) = conn {
+                // Its end, in whatever way, is the other side's business.
+                let _ = mate.serve(begun);
+                lock(&mate.idle).push(here.clone());
+                conn = next.recv().ok();
             }
         });
     }
