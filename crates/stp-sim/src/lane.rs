@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use stp_host::control::StreamToken;
-use stp_host::control::lane::{Bell, Got, Put, Write};
+use stp_host::control::lane::{Bell, Close, Got, Put, Write};
 
 use crate::local::End;
 use crate::mutation::Mutation;
@@ -107,6 +107,25 @@ impl World {
     pub(crate) fn settle_lane(&mut self, end: usize) {
         if self.lane(end).is_some_and(|lane| lane.used) {
             self.publish(end, false);
+        }
+    }
+
+    /// The program has announced its end and closes its socket; `read`: it has read that to the end.
+    pub(crate) fn close_lane(&mut self, end: usize, read: bool) {
+        let (node, token) = self.place(end);
+        let lane = self.lane(end).filter(|lane| !lane.public);
+        let written = lane.map(|lane| lane.written);
+        let (Some(token), Some(written)) = (token, written) else {
+            return self.settle_lane(end);
+        };
+        if let Some(engine) = self.helm(node) {
+            let close = Close {
+                token,
+                written,
+                read,
+            };
+            engine.close(engine.now(), close);
+            self.stay_away(node);
         }
     }
 

@@ -540,15 +540,19 @@ impl World {
                 self.connections[number]
                     .excuse
                     .get_or_insert("a program closed early");
-                self.settle_lane(end);
                 self.mark(end);
+                self.close_lane(end, false);
                 return self.close(end);
             }
             _ => {}
         }
         if written == send && !shut {
             self.mark(end);
-            self.settle_lane(end);
+            let read = drained && (finished || gone);
+            match read {
+                true => self.close_lane(end, true),
+                false => self.settle_lane(end),
+            }
             let mut sockets = self.host.lock();
             sockets.ends[end].shut = true;
             sockets.tell_readable(end);

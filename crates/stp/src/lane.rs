@@ -14,7 +14,7 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use stp_host::control::lane::{Bell, Got, Put, Write};
+use stp_host::control::lane::{Bell, Close, Got, Put, Write};
 use stp_host::control::{Calls, StreamToken};
 use stp_host::forks::Moment;
 
@@ -78,6 +78,20 @@ impl Lane {
             && let Some(engine) = self.engine()
         {
             engine.publish(self.token, false);
+        }
+    }
+
+    /// The last handle goes, and the clean end is announced. `read`: the program has read to the end.
+    pub(crate) fn close(&self, read: bool) {
+        let written = self.written.load(Ordering::Acquire);
+        match self.engine() {
+            Some(engine) if self.is_private() => engine.close(Close {
+                token: self.token,
+                written,
+                read,
+            }),
+            // What was kept for a reader is unread: the kernel shall see that.
+            _ => self.settle(),
         }
     }
 

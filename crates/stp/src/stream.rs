@@ -176,10 +176,6 @@ impl Shared {
         if self.gift().is_some_and(|gift| !gift.close()) {
             return;
         }
-        // What was kept for a reader is unread: the kernel shall see that.
-        if let Some(lane) = &self.lane {
-            lane.settle();
-        }
         match &self.fate {
             Fate::Engine { calls, token } => {
                 if !self.aborted.load(Ordering::Acquire) {
@@ -187,6 +183,9 @@ impl Shared {
                 }
             }
             _ => self.mark_clean(),
+        }
+        if let Some(lane) = &self.lane {
+            lane.close(self.ended.get().is_some());
         }
     }
 

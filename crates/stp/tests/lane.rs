@@ -8,6 +8,7 @@ use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ const MEMORY: &str = "/dev/shm";
 struct Pair {
     ours: stp::Stream,
     theirs: stp::Stream,
-    _groups: [stp::Group; 2],
+    groups: [stp::Group; 2],
     _root: tempfile::TempDir,
 }
 
@@ -41,7 +42,7 @@ fn pair_on(root: tempfile::TempDir, volume: &str) -> Pair {
     Pair {
         ours,
         theirs,
-        _groups: groups,
+        groups,
         _root: root,
     }
 }
@@ -225,6 +226,91 @@ fn closing_with_bytes_kept_for_a_reader_resets() {
         drop(pair.theirs);
         let error = pair.ours.read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    });
+}
+
+/// What a short visit writes behind its number.
+fn visit_bytes(number: u8) -> usize {
+    usize::from(number) % 5 * 700 + 2
+}
+
+/// Writes by the lane and by the socket, one behind the other, and closes at once; every fourth waits for the answer.
+fn visit(mut stream: stp::Stream, number: u8) {
+    let bytes = bytes_at(0, visit_bytes(number));
+    let (one, two) = bytes.split_at(bytes.len() / 2);
+    let number = [number];
+    match number[0] % 2 {
+        0 => {
+            stream.write_all(&number).unwrap();
+            stream.write_all(one).unwrap();
+            let count = stream.write_vectored(&[IoSlice::new(two)]).unwrap();
+            assert_eq!(count, two.len());
+        }
+        _ => {
+            let all = [IoSlice::new(&number), IoSlice::new(one)];
+            let count = stream.write_vectored(&all).unwrap();
+            assert_eq!(count, 1 + one.len());
+            stream.write_all(two).unwrap();
+        }
+    }
+    if number[0] % 4 == 3 {
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, number);
+    }
+}
+
+fn receive_visit(mut stream: stp::Stream) {
+    let mut all = Vec::new();
+    // An end that is not in order is an error.
+    stream.read_to_end(&mut all).unwrap();
+    let (number, bytes) = all.split_first().expect("nothing came");
+    assert_eq!(bytes.len(), visit_bytes(*number), "visit {number}");
+    check(0, bytes);
+    if number % 4 == 3 {
+        stream.write_all(&[*number]).unwrap();
+    }
+}
+
+/// Many connect, write and close at the same time: what they wrote comes, then an end in order.
+#[test]
+fn what_was_written_before_a_close_comes_before_a_clean_end() {
+    const VISITORS: u8 = 6;
+    const VISITS: u8 = 30;
+    on_each(|pair| {
+        let listener = pair.groups[1].listen(0).unwrap();
+        let address = format!("beta:{}", listener.local_addr().unwrap().port);
+        let (begun, over) = (AtomicU32::new(0), AtomicBool::new(false));
+        let (begun, over, address) = (&begun, &over, address.as_str());
+        let group = &pair.groups[0];
+        std::thread::scope(|scope| {
+            let visitors: Vec<_> = (0..VISITORS)
+                .map(|visitor| {
+                    scope.spawn(move || {
+                        for step in 0..VISITS {
+                            let stream = group.connect(address).unwrap();
+                            begun.fetch_add(1, Ordering::SeqCst);
+                            visit(stream, visitor * VISITS + step);
+                        }
+                    })
+                })
+                .collect();
+            scope.spawn(move || {
+                for accepted in 0.. {
+                    let (stream, _) = listener.accept().unwrap();
+                    if over.load(Ordering::SeqCst) && accepted == begun.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    scope.spawn(move || receive_visit(stream));
+                }
+            });
+            let done: Vec<_> = visitors.into_iter().map(|visitor| visitor.join()).collect();
+            // One more, behind all that came before, also where some of them failed.
+            over.store(true, Ordering::SeqCst);
+            group.connect(address).unwrap();
+            assert!(done.iter().all(Result::is_ok), "a visitor failed");
+        });
     });
 }
 

@@ -51,6 +51,12 @@ impl Node {
         count
     }
 
+    /// Whether bytes have arrived for a stream that its program has not got.
+    pub fn has_unread(&self, id: StreamId) -> bool {
+        let stream = self.streams.get(id);
+        stream.is_some_and(|stream| !stream.received.is_empty())
+    }
+
     /// How many bytes [`Node::put`] would take now, at the most.
     pub fn put_room(&mut self, id: StreamId) -> usize {
         let Some(stream) = self.streams.get(id) else {

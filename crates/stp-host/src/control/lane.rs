@@ -34,6 +34,17 @@ impl Write<'_> {
     }
 }
 
+/// A program's stream that is closed.
+#[derive(Clone, Copy, Debug)]
+pub struct Close {
+    /// Which.
+    pub token: StreamToken,
+    /// How often the program has written into the socket itself.
+    pub written: u64,
+    /// It has read the socket to its end.
+    pub read: bool,
+}
+
 /// What came of [`Lane::put`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
@@ -100,6 +111,10 @@ pub trait Lane {
         waits: bool,
         socket: &mut dyn FnMut(&mut [u8]) -> bool,
     ) -> Got;
+
+    /// The program is about to close the descriptor of a stream whose clean end it has announced, and nobody else has it:
+    /// the engine need not wait to hear of it from the kernel.
+    fn close(&self, close: Close);
 
     /// Everything that has arrived, or will, goes into the socket at once, `from_now_on` or this once: somebody may
     /// look at it there.

@@ -26,7 +26,7 @@ use super::helm::Helm;
 use super::sockets::{HostListener, HostSocket, HostSockets, Names, Place};
 use super::thread;
 use super::verdict::{Ending, Verdicts};
-use crate::control::lane::{Got, Lane, Put, Write};
+use crate::control::lane::{Close, Got, Lane, Put, Write};
 use crate::control::{
     Calls, ConnectFailure, ConnectLater, ConnectReply, Connected, GiftId, Handed, Offer, Opening,
     Peer, PeerState, StreamToken, Taken, Verdict as CallVerdict,
@@ -406,18 +406,30 @@ impl EngineHandle {
         how: Opening,
         reply: Reply<Result<Connected, ConnectFailure>>,
     ) -> Result<(), ConnectFailure> {
-        let command = Command::Connect {
-            ticket,
-            to: *to,
-            port,
-            local_port: how.local_port,
-            socket,
-            skip: how.skip,
-            within: how.timeout,
-            raw: how.raw,
-            reply,
+        Ok(self.push(connect_command(ticket, to, port, socket, how, reply))?)
+    }
+
+    /// Has a command done, by this thread if it may drive: the answer that this brought, if there is one already.
+    fn drive_for<T>(
+        &self,
+        command: Command<HostSockets>,
+        time: Duration,
+        told: &mpsc::Receiver<T>,
+    ) -> Result<Option<T>, Stopped> {
+        if self.is_foreign() {
+            return Err(Stopped::Forked);
+        }
+        let mut answer = None;
+        let mut answered = || {
+            answer = told.try_recv().ok();
+            answer.is_some()
         };
-        Ok(self.push(command)?)
+        let shared = &self.engine.shared;
+        let left = shared.helm.drive_for(shared, command, time, &mut answered);
+        if let Some(command) = left {
+            shared.push(command)?;
+        }
+        Ok(answer)
     }
 
     pub(super) fn next_ticket(&self) -> u64 {
@@ -473,6 +485,27 @@ impl EngineHandle {
     }
 }
 
+fn connect_command(
+    ticket: u64,
+    to: &SystemName,
+    port: u16,
+    socket: HostSocket,
+    how: Opening,
+    reply: Reply<Result<Connected, ConnectFailure>>,
+) -> Command<HostSockets> {
+    Command::Connect {
+        ticket,
+        to: *to,
+        port,
+        local_port: how.local_port,
+        socket,
+        skip: how.skip,
+        within: how.timeout,
+        raw: how.raw,
+        reply,
+    }
+}
+
 impl Lane for EngineHandle {
     fn put(&self, write: Write<'_>, waits: bool) -> Put {
         let shared = &self.engine.shared;
@@ -488,6 +521,11 @@ impl Lane for EngineHandle {
     ) -> Got {
         let shared = &self.engine.shared;
         shared.helm.take(shared, token, into, waits, socket)
+    }
+
+    fn close(&self, close: Close) {
+        let shared = &self.engine.shared;
+        shared.helm.close(shared, close);
     }
 
     fn publish(&self, token: StreamToken, from_now_on: bool) {
@@ -577,8 +615,11 @@ impl Calls for EngineHandle {
             timeout: None,
             ..how
         };
-        self.submit_connect(ticket, to, port, socket.into(), how, reply)?;
-        let answer = match told.recv_timeout(patience) {
+        let command = connect_command(ticket, to, port, socket.into(), how, reply);
+        let since = Instant::now();
+        let driven = self.drive_for(command, patience, &told)?;
+        let left = patience.saturating_sub(since.elapsed());
+        let answer = match driven.map_or_else(|| told.recv_timeout(left), Ok) {
             Ok(answer) => answer,
             Err(_) => {
                 self.cancel(ticket);

@@ -6,19 +6,22 @@
 //! - At most one thread drives at a time: the one that holds `core`. A loan is short ([`LOAN_MAX`]), and the
 //!   engine's thread stays away for [`AWAY_MAX`] after it, in case the program comes back at once. So everything
 //!   else of the node (other streams, heartbeats) waits for a program that does not by that much at the most.
-//! - A program's thread that reads or writes by the lane comes in for that only: it gives up at once while another
-//!   program's thread drives, which may be long at the storage, and soon if the engine's does not make room.
+//! - A program's thread that reads, writes or closes by the lane comes in for that only, and one that connects for its
+//!   answer: it gives up at once while another program's thread drives, which may be long at the storage, and soon if the
+//!   engine's does not make room.
 //! - A program's thread makes no io_uring call for the engine: its transfers are inline. What moves in bulk is
 //!   better off with several transfers side by side, so a loan ends when that begins.
 //! - What the kernel reports once is never lost: who collects it but does not drive leaves it in `noted`.
 //! - A panic under a program's thread ends the engine with an error for all callers, as one under its own does.
+
+mod visits;
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stp_core::Time;
 use stp_medium::Medium;
@@ -29,9 +32,10 @@ use super::error::Stopped;
 use super::handle::Shared;
 use super::mailbox::Mailbox;
 use super::sockets::HostSockets;
+use super::verdict::Ending;
 use super::wait::{Noted, collect, note};
 use crate::control::StreamToken;
-use crate::control::lane::{Got, Put, Write};
+use crate::control::lane::{Close, Got, Put, Write};
 use crate::rendezvous::FileLock;
 
 /// How long a program's thread drives without getting what it waits for: about as long as links are looked at
@@ -43,16 +47,14 @@ const AWAY_MAX: Duration = Duration::from_millis(1);
 const AWAY_STEP_NS: u64 = 100_000;
 /// No loans for so long after bytes moved in bulk.
 const BULK_REST: Duration = Duration::from_millis(10);
-/// Writes into a socket of more bytes than this are the engine's thread's to send.
-const NUDGE_BYTES_MAX: usize = 16 << 10;
 /// Large transfers of one loan: a message's write, the look at the answer's head and what is behind that. With more
 /// of them, bytes move in bulk.
 const LARGE_MAX: usize = 3;
 /// How often the way in is tried: at first without pause, then with one for whoever wants the processor.
 const ENTRIES_MAX: usize = 264;
 const ENTRIES_HASTY: usize = 200;
-/// How long a stream that is to be published may be held up by somebody who drives.
-const PUBLISH_MAX: Duration = Duration::from_millis(20);
+/// The same where a node has many streams: whoever drives has much to do.
+const ENTRIES_CROWDED: usize = 20;
 /// Looks that cost nothing but a copy, between two at what the kernel has to tell.
 const LOOKS_AT_KERNEL: u32 = 16;
 /// Such looks in vain, after which the processor is offered to others. Where there is one only, after each.
@@ -106,9 +108,7 @@ struct Turn {
 impl Core {
     /// One step, with what happened since the last one; it ends early if it brought what `ready` waits for.
     fn turn(&mut self, shared: &Shared, ready: Ready<'_>) -> Turn {
-        for command in shared.take_commands() {
-            self.driver.handle_command(command);
-        }
+        self.obey(shared);
         let local = self.driver.local_mut();
         let changes = local.changes();
         for (seen, noted) in shared.helm.noted.take() {
@@ -116,6 +116,9 @@ impl Core {
         }
         for token in shared.helm.readers.take() {
             self.driver.reader_waits(token);
+        }
+        for close in shared.helm.closes.take() {
+            self.driver.close(self.driver.now(), close);
         }
         let step = self.driver.step_unless(ready);
         if step.idle_look {
@@ -135,6 +138,13 @@ impl Core {
             more: step.more,
             wake_at: step.wake_at,
             large: step.large,
+        }
+    }
+
+    /// Does what handles have asked for.
+    fn obey(&mut self, shared: &Shared) {
+        for command in shared.take_commands() {
+            self.driver.handle_command(command);
         }
     }
 
@@ -172,6 +182,8 @@ pub(super) struct Helm {
     noted: Mailbox<(u64, Noted)>,
     /// Readers that went to the kernel without a word to the engine: another thread was driving.
     readers: Mailbox<StreamToken>,
+    /// Streams that were closed meanwhile.
+    closes: Mailbox<Close>,
     /// Program's threads that want in.
     wanted: AtomicU32,
     /// The engine's thread sleeps, or is about to: written under the lock.
@@ -187,6 +199,8 @@ pub(super) struct Helm {
     away_until: AtomicU64,
     /// Until then there are no loans.
     rest_until: AtomicU64,
+    /// The node has many streams: who does not get in soon is better off by the socket.
+    crowded: AtomicBool,
     /// The program has written something small since it last got anything: it waits for an answer.
     wrote: AtomicBool,
     /// The engine's thread waits at [`Helm::await_turn`].
@@ -210,6 +224,7 @@ impl Helm {
             epoll,
             noted: Mailbox::new(),
             readers: Mailbox::new(),
+            closes: Mailbox::new(),
             wanted: AtomicU32::new(0),
             sleeps: AtomicBool::new(false),
             patience: if alone { 1 } else { LOOKS_IN_VAIN },
@@ -218,6 +233,7 @@ impl Helm {
             lent: AtomicBool::new(false),
             away_until: AtomicU64::new(0),
             rest_until: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
             wrote: AtomicBool::new(true),
             parked: Mutex::new(false),
             called_back: Condvar::new(),
@@ -256,7 +272,7 @@ impl Helm {
         let mut events = Vec::new();
         loop {
             self.await_turn();
-            if self.wanted.load(Ordering::Relaxed) > 0 {
+            if self.wanted.load(Ordering::Relaxed) > 0 && !self.crowded.load(Ordering::Relaxed) {
                 std::thread::yield_now();
             }
             let mut guard = lock(&self.core);
@@ -268,6 +284,7 @@ impl Helm {
             };
             core.driver.medium_mut().set_inline(false);
             let turn = core.turn(shared, &mut |_, _| false);
+            self.crowded.store(!core.is_alone(), Ordering::Relaxed);
             if let Some(stopped) = turn.stopped {
                 return stopped;
             }
@@ -336,7 +353,11 @@ impl Helm {
         }
         self.wanted.fetch_add(1, Ordering::Relaxed);
         let mut entered = None;
-        for entry in 0..ENTRIES_MAX {
+        let entries = match self.crowded.load(Ordering::Relaxed) {
+            true => ENTRIES_CROWDED,
+            false => ENTRIES_MAX,
+        };
+        for entry in 0..entries {
             match self.core.try_lock() {
                 Ok(guard) => entered = Some(guard),
                 Err(TryLockError::Poisoned(error)) => entered = Some(error.into_inner()),
@@ -523,10 +544,13 @@ impl Helm {
             core.driver.reader_leaves(token);
             self.settle(shared, core, taken_at, token);
         });
-        let come_again = got != Got::Nothing && guard.as_ref().is_some_and(Core::is_alone);
+        // Behind the end of its stream nothing brings it back.
+        let ended = got == Got::Socket && shared.verdicts.ending(token) != Ending::Open;
+        let alone = guard.as_ref().is_some_and(Core::is_alone);
+        let come_again = got != Got::Nothing && !ended && alone;
         drop(guard);
         if lent {
-            if come_again {
+            if come_again || ended {
                 self.wrote.store(false, Ordering::Relaxed);
             }
             self.hand_back(shared, taken_at, come_again);
@@ -544,30 +568,15 @@ impl Helm {
         }
     }
 
-    /// See [`Lane::publish`](crate::control::lane::Lane::publish).
-    pub(super) fn publish(&self, shared: &Shared, token: StreamToken, from_now_on: bool) {
-        let until = Instant::now() + PUBLISH_MAX;
-        loop {
-            if let Some(mut guard) = self.enter() {
-                if let Some(core) = guard.as_mut() {
-                    self.guarded(|| core.driver.publish(token, from_now_on));
-                }
-                return self.rouse(shared);
-            }
-            if Instant::now() >= until {
-                // Whoever drives is at the storage for long, and nothing comes from there.
-                return self.readers.leave([token]);
-            }
-            std::thread::yield_now();
-        }
-    }
-
     /// Whether a program's thread that waits may drive. Not if bytes move in bulk, or if the program only receives:
     /// then the engine's thread reads ahead of it. In memory nobody gets ahead.
     fn may_lend(&self, core: &Core) -> bool {
-        core.is_memory()
-            || (self.wrote.load(Ordering::Relaxed)
-                && self.now() >= self.rest_until.load(Ordering::Relaxed))
+        core.is_memory() || (self.wrote.load(Ordering::Relaxed) && self.may_be_inline(core))
+    }
+
+    /// Whether no bytes move in bulk: those are better off with several transfers side by side.
+    fn may_be_inline(&self, core: &Core) -> bool {
+        core.is_memory() || self.now() >= self.rest_until.load(Ordering::Relaxed)
     }
 
     /// The engine's thread is wanted, wherever it is.
@@ -583,30 +592,6 @@ impl Helm {
         if self.is_away() || self.is_parked.load(Ordering::SeqCst) {
             self.call_back();
         }
-    }
-
-    /// The program has just written so many bytes into a socket: if the engine's thread is away, they are taken now.
-    pub(super) fn nudge(&self, shared: &Shared, bytes: usize) {
-        let small = bytes <= NUDGE_BYTES_MAX;
-        let again = self.wrote.swap(small, Ordering::Relaxed);
-        if !self.is_away() {
-            return;
-        }
-        if again || !small {
-            return self.call_back();
-        }
-        if self.lent.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let mut alone = false;
-        self.guarded(|| {
-            if let Some(core) = lock(&self.core).as_mut() {
-                let now = core.driver.now();
-                self.steer(shared, core, now, Duration::ZERO, None, &mut |_, _| true);
-                alone = core.is_alone();
-            }
-        });
-        self.hand_back(shared, self.clock.now(), alone);
     }
 
     /// Runs the engine in a stranger's thread, which its panics must not reach.

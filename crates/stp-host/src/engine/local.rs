@@ -125,6 +125,8 @@ pub trait LocalSide {
     fn drop_handle(&mut self, handle: Self::Handle);
     /// Ends both directions and forgets the socket. `clean`: the stream has come to its end both ways.
     fn close(&mut self, socket: Self::Socket, clean: bool);
+    /// The program has said, past the socket, that it needs it no more: nothing more is reported, received or sent.
+    fn let_go(&mut self, _socket: &mut Self::Socket) {}
     /// Hands a connection from `peer`:`peer_port` to a listener; `token` makes tokens for its name.
     fn deliver(
         &mut self,

@@ -36,7 +36,7 @@ use tcp::{Delivered, Deliveries};
 pub(crate) use tcp::{Made, made, stream_socket};
 pub use tcp::{Names, Place};
 
-/// Asked for as the buffers of a local socket; the kernel gives what it allows.
+/// Asked for as the buffer of a local socket; the kernel gives what it allows.
 const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Tokens tried when one's name is in use on this host.
 const NAME_TRIES_MAX: usize = 8;
@@ -68,13 +68,15 @@ pub struct HostSocket {
     mark_told: bool,
     /// Nothing but bytes was there, and nobody has received since.
     plain: bool,
+    /// Its buffer is as large as it gets.
+    widened: bool,
 }
 
 #[derive(Debug)]
 enum End {
     Unix(OwnedFd),
     Tcp(OwnedFd),
-    /// Its stream is open, the program's socket will join it soon.
+    /// Its stream is open: the program's socket will join it soon, or is not needed any more.
     Awaited,
 }
 
@@ -99,7 +101,18 @@ impl HostSocket {
             broken: false,
             mark_told: false,
             plain: false,
+            widened: false,
         }
+    }
+
+    /// A buffer that was full once gets larger; whether it has become so.
+    fn widen(&mut self) -> bool {
+        let End::Unix(fd) = &self.end else {
+            return false;
+        };
+        // Without it the default buffer serves: slower, not wrong. What is received lies in the sender's buffer.
+        !std::mem::replace(&mut self.widened, true)
+            && sockopt::set_socket_send_buffer_size(fd, SOCKET_BUFFER_BYTES).is_ok()
     }
 
     fn fd(&self) -> Option<&OwnedFd> {
@@ -113,9 +126,6 @@ impl HostSocket {
 impl From<OwnedFd> for HostSocket {
     /// The other end of a program's Unix stream socket.
     fn from(fd: OwnedFd) -> Self {
-        // Without these the engine's default buffers serve: slower, not wrong.
-        let _ = sockopt::set_socket_send_buffer_size(&fd, SOCKET_BUFFER_BYTES);
-        let _ = sockopt::set_socket_recv_buffer_size(&fd, SOCKET_BUFFER_BYTES);
         // Urgent bytes stay in their place among the others.
         let _ = sockopt::set_socket_oobinline(&fd, true);
         Self::new(End::Unix(fd))
@@ -187,15 +197,23 @@ impl HostSockets {
     }
 
     fn send_with(socket: &mut HostSocket, bytes: &[u8], how: SendFlags) -> Pushed {
-        let Some(fd) = socket.fd() else {
-            return Pushed::Bytes(0);
-        };
+        let mut sent = 0;
         loop {
+            let Some(fd) = socket.fd() else {
+                return Pushed::Bytes(0);
+            };
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL | how;
-            return match rustix::net::send(fd, bytes, flags) {
-                Ok(n) => Pushed::Bytes(n),
+            let rest = &bytes[sent..];
+            return match rustix::net::send(fd, rest, flags) {
+                Ok(n) if n < rest.len() && socket.widen() => {
+                    sent += n;
+                    continue;
+                }
+                Ok(n) => Pushed::Bytes(sent + n),
                 Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN | Errno::NOBUFS) => Pushed::Bytes(0),
+                Err(Errno::AGAIN | Errno::NOBUFS) if socket.widen() => continue,
+                Err(Errno::AGAIN | Errno::NOBUFS) => Pushed::Bytes(sent),
+                Err(_) if sent > 0 => Pushed::Bytes(sent),
                 Err(_) => {
                     // A Unix socket whose program is gone may still hold bytes that it sent.
                     socket.broken = matches!(socket.end, End::Tcp(_));
@@ -428,6 +446,13 @@ impl LocalSide for HostSockets {
                 let _ = sockopt::set_socket_linger(fd, None);
             }
             End::Tcp(_) | End::Awaited => {}
+        }
+    }
+
+    fn let_go(&mut self, socket: &mut HostSocket) {
+        let end = std::mem::replace(&mut socket.end, End::Awaited);
+        if let End::Unix(fd) | End::Tcp(fd) = end {
+            let _ = epoll::delete(&*self.epoll, fd);
         }
     }
 

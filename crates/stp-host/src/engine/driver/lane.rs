@@ -15,7 +15,7 @@ use stp_medium::Medium;
 
 use super::{Driver, Stream};
 use crate::control::StreamToken;
-use crate::control::lane::{Got, Put, Ringer, Write};
+use crate::control::lane::{Close, Got, Put, Ringer, Write};
 use crate::engine::clock::Clock;
 use crate::engine::local::LocalSide;
 
@@ -230,6 +230,35 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             stream.lane.keep_until = now + KEEP;
         }
         Got::Bytes(taken)
+    }
+
+    /// The program has announced its end and closes its socket; where that may hold something, the kernel will tell. See
+    /// [`Lane::close`](crate::control::lane::Lane::close).
+    pub fn close(&mut self, now: Time, close: Close) {
+        let Close {
+            token,
+            written,
+            read,
+        } = close;
+        let Some(&id) = self.by_token.get(&token) else {
+            return;
+        };
+        if !self.verdicts.is_marked(token) {
+            return;
+        }
+        if self.node.has_unread(id) {
+            return self.program_broke(now, id);
+        }
+        let free = matches!(self.way_from(now, id, written), Way::Free);
+        let Some(stream) = self.streams.get_mut(&id).filter(|_| free) else {
+            return;
+        };
+        let lane = &stream.lane;
+        if read || lane.told == 0 || lane.empty_at == Some(lane.told) {
+            (stream.finished, stream.hangup, stream.deaf) = (true, true, true);
+            self.local.let_go(&mut stream.socket);
+            self.node.release(now, id);
+        }
     }
 
     /// A stream's reader begins to drive; what arrives is kept for it.

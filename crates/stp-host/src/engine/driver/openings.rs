@@ -68,6 +68,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let token = Self::next_token(&mut self.last_token);
         let local_port = self.node.stream(id).map_or(0, |info| info.local_port);
         self.keep(id, token, opening.socket, opening.raw);
+        self.moves += 1;
         opening.reply.send(Ok(Connected { token, local_port }));
     }
 
