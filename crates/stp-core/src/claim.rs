@@ -5,7 +5,7 @@
 //! - Any other is taken by the delta-lease rule: read it free, write a claim, wait longer than the slowest
 //!   write may take, read again; it must still stand. A claim whose own write was too slow is begun anew.
 //! - The claim is durable before anything else is written, with an incarnation above all seen in the seat:
-//!   an incarnation is never used twice.
+//!   an incarnation is never used twice. Where both copies are unreadable it is far above.
 //! - A live seat is never taken: alive is who holds a lock or moves its heartbeat. A silent seat is taken
 //!   after three heartbeats if the storage grants its lock, else after its own `dead` time.
 
@@ -22,6 +22,9 @@ use stp_format::{
     UnitBuf,
 };
 
+/// More than millions of lives of a seat have added to its incarnation, of which no record is left; little enough for a peer's
+/// word of it to be believed ([`is_later`]).
+const LOST_LIVES: u64 = 1 << 30;
 /// Rounds of a claim that others won, or that was too slow.
 const ROUNDS_MAX: u32 = 16;
 /// Directory reads that may fail one after the other.
@@ -127,6 +130,15 @@ struct SeatView {
     incarnation: Incarnation,
     /// Neither copy was ever written.
     blank: bool,
+}
+
+impl SeatView {
+    /// A number that no life in the seat has had, with a gap before it: `gap` is random.
+    fn fresh(&self, gap: u64) -> Incarnation {
+        let lost = !self.blank && self.copies == [None; 2];
+        let step = gap + if lost { LOST_LIVES } else { 0 };
+        Incarnation(self.incarnation.0.saturating_add(step))
+    }
 }
 
 /// How good a seat is; the first kind is tried first.
@@ -606,7 +618,7 @@ impl Claim {
             volume: self.config.volume,
             seat,
             state: SeatState::Claiming,
-            incarnation: Incarnation(view.incarnation.0.saturating_add(step)),
+            incarnation: view.fresh(step),
             record_version: version,
             heartbeat: 0,
             nonce: self.config.nonce,

@@ -3,7 +3,9 @@
 //! - Silence is counted on this node's clock, and only while the storage answers this node: a peer is
 //!   not blamed for a storage that is silent for everybody, nor for this node's own sleep.
 //! - A record in state claiming is nobody's and is skipped.
-//! - A peer's (incarnation, record version) never goes back.
+//! - A peer's (incarnation, record version) never goes back, but for one case: the seat's node cannot know how many lives
+//!   were there before it if all that told of them is lost. Where what is known is dead or has left, an earlier incarnation whose
+//!   heart beats again and again is who lives there. What was known before is old from then on, whatever shows it.
 
 use crate::time::Time;
 use alloc::vec::Vec;
@@ -21,6 +23,10 @@ const ODD_LOOKS: u32 = 100;
 /// Looks after which the own seat, which holds a record of another volume, is lost with its volume: a read that went
 /// astray brings one once.
 const FOREIGN_LOOKS: u32 = 5;
+
+/// So often must the heart of an earlier incarnation be seen to beat before it is who lives in a seat: one record that is
+/// out of date may come back, and who wakes up in a seat that is another's is gone sooner.
+const RETURN_BEATS: u32 = 2;
 
 /// Incarnations further apart than this are not taken for lives of one seat on a peer's word.
 const LIVES_MAX: u64 = 1 << 32;
@@ -65,6 +71,69 @@ pub(crate) struct Peer {
     found_at: Option<Time>,
     /// Reading of [`Directory::watch`] when the heartbeat last moved.
     heard: Duration,
+    /// The newest record of a seat that an earlier incarnation turned out to live in.
+    outlived: Option<AgeKey>,
+    /// An earlier incarnation that is seen in the seat.
+    earlier: Option<Earlier>,
+}
+
+type AgeKey = (Incarnation, u64);
+
+impl Peer {
+    /// Whether its incarnation came back after others had been known of that seat.
+    pub(crate) fn returned(&self) -> bool {
+        self.outlived.is_some()
+    }
+
+    /// The newest record that was ever known of the seat.
+    fn newest(&self) -> AgeKey {
+        self.record.age_key().max(self.outlived.unwrap_or_default())
+    }
+
+    /// Whether this record, of another incarnation and out of date, shows who lives here: `look` found it.
+    fn gives_way_to(&mut self, record: &SeatRecord, look: Option<Time>) -> bool {
+        let beats = match &self.earlier {
+            Some(known) if known.is_of(record) => {
+                let is_beat = record.record_version > known.record_version
+                    && record.heartbeat > known.heartbeat
+                    && known.look != look;
+                if !is_beat {
+                    return false;
+                }
+                known.beats + 1
+            }
+            _ => 0,
+        };
+        self.earlier = Some(Earlier {
+            incarnation: record.incarnation,
+            nonce: record.nonce,
+            record_version: record.record_version,
+            heartbeat: record.heartbeat,
+            beats,
+            look,
+        });
+        let is_gone = matches!(self.state, PeerState::Dead | PeerState::Left);
+        let is_later = record.incarnation > self.record.incarnation;
+        (is_gone || is_later) && beats >= RETURN_BEATS && record.state == SeatState::Up
+    }
+}
+
+/// An earlier incarnation than the one that is known of a seat.
+#[derive(Debug)]
+struct Earlier {
+    incarnation: Incarnation,
+    nonce: u64,
+    record_version: u64,
+    heartbeat: u64,
+    /// How often its heart was seen to beat, and which look saw it last.
+    beats: u32,
+    look: Option<Time>,
+}
+
+impl Earlier {
+    fn is_of(&self, record: &SeatRecord) -> bool {
+        (self.incarnation, self.nonce) == (record.incarnation, record.nonce)
+    }
 }
 
 /// What a look at the directory changed in one seat.
@@ -261,9 +330,22 @@ impl Directory {
 
     fn take(&mut self, index: usize, record: SeatRecord) -> Option<Change> {
         let known = &mut self.peers[index];
+        let mut outlived = None;
         let change = match known {
-            Some(peer) if record.age_key() <= peer.record.age_key() => return None,
-            Some(peer) if peer.record.incarnation == record.incarnation => Change::Record,
+            Some(peer) if peer.record.incarnation == record.incarnation => {
+                if record.record_version <= peer.record.record_version {
+                    return None;
+                }
+                outlived = peer.outlived;
+                Change::Record
+            }
+            Some(peer) if record.age_key() <= peer.newest() => {
+                if !peer.gives_way_to(&record, self.read_at) {
+                    return None;
+                }
+                outlived = Some(peer.newest());
+                Change::Incarnation
+            }
             _ => Change::Incarnation,
         };
         let beat = match known {
@@ -295,6 +377,8 @@ impl Directory {
             moved,
             found_at,
             heard,
+            outlived,
+            earlier: None,
         });
         // A change of both is told as the greater one; `judge` tells states that time brings.
         match change {

@@ -70,12 +70,12 @@ impl Link {
         }
     }
 
-    /// Starts over with a peer, or with a new incarnation of it.
-    pub(crate) fn begin_with(&mut self, peer: Incarnation) {
+    /// Starts over with a peer, or with another incarnation of it, whose sessions up to `floor` are over.
+    pub(crate) fn begin_with(&mut self, peer: Incarnation, floor: Epoch) {
         if self.peer_incarnation != peer {
             self.peer_incarnation = peer;
             self.peer_epoch = Epoch(0);
-            self.floor = Epoch(0);
+            self.floor = floor;
             self.breaks = 0;
             self.shunned_until = Time::ZERO;
             self.misfits = 0;

@@ -49,6 +49,14 @@ fn seeds_of_lost_records_and_kept_locks_find_nothing_more() {
     run([53, 55, 10_060, 10_115]);
 }
 
+/// A node that could not read of any life before it in its seat began below the last, whose record then came back: its peer
+/// took that for a new node, and heard no more of the one that lived.
+#[test]
+fn seeds_of_lives_out_of_order_find_nothing_more() {
+    let outcome = stp_sim::run(&Options::from_seed(10_000_130).small(), false);
+    assert_eq!(outcome.finding, None);
+}
+
 /// An engine that slept while its gift moved to another node of its system, and lost the stream's far end, let the giver
 /// have the stream again beside its taker. (The other two were the simulator's: a giver whose engine died read on
 /// before it could know whether its taker had the stream.)

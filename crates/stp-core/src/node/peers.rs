@@ -1,7 +1,7 @@
 //! Following the seat directory: who appears, falls silent, leaves, comes back; sessions begin and end.
 
 use super::*;
-use crate::directory::Lost;
+use crate::directory::{Lost, Peer};
 use crate::link::Ending;
 use crate::receiver::Incoming;
 use stp_format::Incarnation;
@@ -213,14 +213,30 @@ impl Node {
         }
     }
 
+    /// What a peer's record says of its link to this node.
+    fn entry_of(&self, peer: &Peer) -> LinkEntry {
+        let entry = peer.record.links.get(usize::from(self.seat.0));
+        entry.copied().unwrap_or_default()
+    }
+
+    /// Up to where the sessions of a peer with which none stands are over: this node may have been through with those of one that
+    /// came back.
+    fn floor_of(&self, peer: &Peer) -> Epoch {
+        let entry = self.entry_of(peer);
+        match peer.returned() && entry.peer_incarnation == self.incarnation {
+            true => entry.epoch,
+            false => Epoch(0),
+        }
+    }
+
     /// Compares what the peer's record says of its link to this node with what this node knows.
     fn sync_link(&mut self, now: Time, seat: SeatId) {
         let Some(peer) = self.directory.peer(seat) else {
             return;
         };
         let incarnation = peer.record.incarnation;
-        let entry = peer.record.links.get(usize::from(self.seat.0));
-        let entry: LinkEntry = entry.copied().unwrap_or_default();
+        let entry = self.entry_of(peer);
+        let (returned, floor) = (peer.returned(), self.floor_of(peer));
         let geometry = self.config.geometry;
         let link = &mut self.links[usize::from(seat.0)];
         let shunned = link.peer_incarnation == incarnation && link.shunned_until > now;
@@ -235,7 +251,7 @@ impl Node {
             if link.peer_incarnation != Incarnation(0) {
                 return self.begin_ending(now, seat, ResetReason::PeerDied);
             }
-            link.begin_with(incarnation);
+            link.begin_with(incarnation, floor);
             self.own.ring();
         }
         let link = &mut self.links[usize::from(seat.0)];
@@ -244,7 +260,9 @@ impl Node {
         }
         let link = &mut self.links[usize::from(seat.0)];
         // A peer that still is in an earlier session of this node's begins a new one when it sees this one.
-        let is_meant = entry.acked_epoch == link.my_epoch || entry.acked_epoch == Epoch(0);
+        // One that was thought gone must show that it has: its sessions of before are over.
+        let is_first = entry.acked_epoch == Epoch(0) && !returned;
+        let is_meant = entry.acked_epoch == link.my_epoch || is_first;
         if link.peer_epoch == Epoch(0) && entry.epoch > link.floor && is_meant {
             link.peer_epoch = entry.epoch;
             self.own.ring();
@@ -304,7 +322,7 @@ impl Node {
             .directory
             .peer(seat)
             .ok_or(ConnectError::UnknownSystem)?;
-        let incarnation = peer.record.incarnation;
+        let (incarnation, floor) = (peer.record.incarnation, self.floor_of(peer));
         if !matches!(peer.state, PeerState::Up | PeerState::Suspect) {
             return Err(ConnectError::SystemDead);
         }
@@ -325,7 +343,7 @@ impl Node {
             .take(&geometry, most)
             .ok_or(ConnectError::NoRing)?;
         let link = &mut self.links[usize::from(seat.0)];
-        link.begin_with(incarnation);
+        link.begin_with(incarnation, floor);
         let limits = &self.config.limits;
         link.outgoing = Some(crate::sender::Outgoing::new(&geometry, ring, limits));
         link.begun_at = self.now;
