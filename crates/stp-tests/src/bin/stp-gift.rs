@@ -121,13 +121,20 @@ fn go_on(stream: &Stream, plan: Plan) -> io::Result<()> {
             send(stream, plan.key, plan.at, plan.up)?;
             stream.shutdown(Shutdown::Write)
         });
-        receive(stream, plan.key ^ DOWN, plan.at, plan.down)?;
-        if (&mut &*stream).read(&mut [0])? != 0 {
-            return Err(io::Error::other("bytes behind the end"));
-        }
-        sender
+        let received =
+            receive(stream, plan.key ^ DOWN, plan.at, plan.down).and_then(
+                |()| match (&mut &*stream).read(&mut [0])? {
+                    0 => Ok(()),
+                    _ => Err(io::Error::other("bytes behind the end")),
+                },
+            );
+        let sent = sender
             .join()
-            .map_err(|_| io::Error::other("the sender's thread panicked"))?
+            .map_err(|_| io::Error::other("the sender's thread panicked"))?;
+        if received.is_err() && sent.is_ok() {
+            say("sent all of it, with its end");
+        }
+        received.and(sent)
     })?;
     say(&format!(
         "went on from={} sent={} received={} whole",
