@@ -21,6 +21,9 @@ use crate::CliError;
 pub(super) const MANY_BYTES: usize = 64;
 /// Part of a time that is spent before the clock starts.
 const WARM_PART: u32 = 8;
+/// How long the end of many streams is waited for, and how often it is looked for.
+const LET_GO_MAX: Duration = Duration::from_secs(1);
+const LET_GO_LOOK: Duration = Duration::from_millis(5);
 /// Clients that connect at once.
 pub(super) const CLIENTS: u64 = 32;
 /// How long the answers of all streams may take.
@@ -212,6 +215,20 @@ pub(super) fn many(
     }
     let rate = (answered - counted) as f64 / start.elapsed().as_secs_f64();
     Ok((rate, conns.into_values().map(|(conn, _)| conn).collect()))
+}
+
+/// Streams of this process's node.
+pub(super) fn streams(world: &World) -> Result<u32, CliError> {
+    Ok(world.engine.stats().map_err(CliError::new)?.streams)
+}
+
+/// Waits until no more streams are left than there were: the end of a thousand is no part of what is measured next.
+pub(super) fn let_go(world: &World, before: u32) -> Result<(), CliError> {
+    let start = Instant::now();
+    while streams(world)? > before && start.elapsed() < LET_GO_MAX {
+        thread::sleep(LET_GO_LOOK);
+    }
+    Ok(())
 }
 
 /// So many connections with [`Errand::Many`], made by several threads.

@@ -304,6 +304,7 @@ impl Plan {
         for way in self.ways.iter().filter(|way| way.connects()) {
             for streams in &self.many {
                 interrupted()?;
+                let before = measure::streams(world)?;
                 let (rate, conns) = measure::many(world, *way, *streams, cell)?;
                 let key = (*way, *streams);
                 rounds.many.entry(key).or_default().push(rate);
@@ -312,6 +313,7 @@ impl Plan {
                     rounds.idle.push(measure::idle(world, *streams, rest)?);
                 }
                 drop(conns);
+                measure::let_go(world, before)?;
             }
             for clients in [1, measure::CLIENTS].into_iter().filter(|_| self.connects) {
                 interrupted()?;
