@@ -64,6 +64,7 @@ const UNSAFE_ADDRESSES: &[&str] = &[
     "crates/stp-host/src/run/namespace.rs",
     "crates/stp-host/src/run/sys.rs",
     "crates/stp-host/src/engine/board.rs",
+    "crates/stp-host/src/engine/clock.rs",
     "crates/stp-host/src/forks.rs",
     "crates/stp-medium/src/mapped.rs",
     "crates/stp-medium/src/slab.rs",

@@ -141,6 +141,8 @@ pub(crate) struct Incoming {
     run: usize,
     looks_free: bool,
     next_seq: Seq,
+    /// Where that is: counted, as [`Outgoing`](crate::sender::Outgoing) does.
+    next_slot: u32,
     stages: VecDeque<Stage>,
     /// When the first slot of which nothing is known is looked at.
     look_at: Time,
@@ -179,6 +181,7 @@ impl Incoming {
             run: limits.run_slots(slots, usize::from(ring.slot_units) * UNIT_BYTES),
             looks_free,
             next_seq: Seq(1),
+            next_slot: 0,
             stages: VecDeque::new(),
             look_at: now,
             far: true,
@@ -204,6 +207,11 @@ impl Incoming {
         (seq.0.wrapping_sub(1) % u64::from(self.slots)) as u32
     }
 
+    /// The slot of the next segment.
+    pub(crate) fn next_slot(&self) -> u32 {
+        self.next_slot
+    }
+
     /// The last segment taken in.
     pub(crate) fn taken(&self) -> Seq {
         Seq(self.next_seq.0 - 1)
@@ -221,6 +229,12 @@ impl Incoming {
             self.hint = last;
             self.wake(now);
         }
+    }
+
+    /// Whether the next segment in order was read whole: [`Incoming::head`].
+    pub(crate) fn has_head(&self) -> bool {
+        let head = self.stages.front();
+        head.is_some_and(|head| head.segment.is_some())
     }
 
     /// Whether a look at the next segment is under way, or has found it.
@@ -497,23 +511,28 @@ impl Incoming {
     /// The next segment in order was taken in past a look: nobody was looking for it.
     pub(crate) fn pass(&mut self, now: Time, units: usize, wants_ack: bool) {
         debug_assert!(!self.is_looked_for());
-        if self.stages.is_empty() {
-            self.stages.push_back(Stage::default());
-        }
-        self.stages[0].units = Some(units);
-        self.advance(now, wants_ack, false);
+        self.stages.pop_front();
+        self.last_units = units;
+        self.count_taken(now, wants_ack, false);
     }
 
     /// The head was taken in.
     pub(crate) fn advance(&mut self, now: Time, wants_ack: bool, quiet: bool) {
+        if let Some(head) = self.stages.pop_front() {
+            self.last_units = head.units.unwrap_or(1);
+        }
+        self.count_taken(now, wants_ack, quiet);
+    }
+
+    fn count_taken(&mut self, now: Time, wants_ack: bool, quiet: bool) {
         self.quiet = quiet;
         if !quiet && let Some(asked_at) = self.asked_at.take() {
             self.prompt = now.since(asked_at) < ANSWER_MAX;
         }
-        if let Some(head) = self.stages.pop_front() {
-            self.last_units = head.units.unwrap_or(1);
-        }
         self.next_seq = self.next_seq.next();
+        let next = self.next_slot + 1;
+        self.next_slot = if next < self.slots { next } else { 0 };
+        debug_assert_eq!(self.next_slot, self.slot_of(self.next_seq));
         self.news_at = now;
         if wants_ack {
             self.owed += 1;

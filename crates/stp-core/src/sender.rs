@@ -105,14 +105,14 @@ impl Pool {
     }
 
     /// A box of exactly `units` units, which nobody else has.
-    fn take_boxed(&mut self, units: usize) -> Arc<UnitBuf> {
+    pub(crate) fn take_boxed(&mut self, units: usize) -> Arc<UnitBuf> {
         let reused = if units == 1 { self.boxed.pop() } else { None };
         reused.unwrap_or_else(|| Arc::new(self.take(units)))
     }
 
     /// Takes back what was kept, unless a write of it is still under way.
-    fn let_go(&mut self, mut kept: Arc<UnitBuf>) {
-        let own = Arc::get_mut(&mut kept).is_some();
+    fn let_go(&mut self, kept: Arc<UnitBuf>) {
+        let own = Arc::strong_count(&kept) == 1;
         if own && kept.units() == 1 && self.boxed.len() < POOL_BUFS {
             self.boxed.push(kept);
         } else if let Ok(buf) = Arc::try_unwrap(kept) {
@@ -187,6 +187,8 @@ pub(crate) struct Outgoing {
     ring: Ring,
     slots: u32,
     next_seq: Seq,
+    /// Where that goes: counted, since the remainder of a division costs as much as all else about a small segment.
+    next_slot: u32,
     kept: VecDeque<Kept>,
     /// Writes under way to slots of segments that were acknowledged meanwhile.
     lingering: Vec<(u64, u32)>,
@@ -222,6 +224,7 @@ impl Outgoing {
             run: limits.run_slots(slots, usize::from(ring.slot_units) * UNIT_BYTES),
             begun: 0,
             next_seq: Seq(1),
+            next_slot: 0,
             kept: VecDeque::new(),
             lingering: Vec::new(),
             in_flight: 0,
@@ -255,13 +258,23 @@ impl Outgoing {
 
     /// The slot of the next segment, whether it is free or not.
     pub(crate) fn next_slot(&self) -> (Ring, u32) {
-        (self.ring, self.slot_of(self.next_seq))
+        (self.ring, self.next_slot)
+    }
+
+    /// The next number, which is used up with this.
+    fn take_number(&mut self) -> Seq {
+        let seq = self.next_seq;
+        self.next_seq = seq.next();
+        let next = self.next_slot + 1;
+        self.next_slot = if next < self.slots { next } else { 0 };
+        debug_assert_eq!(self.next_slot, self.slot_of(self.next_seq));
+        seq
     }
 
     /// Whether the next segment has a slot.
     fn has_slot(&self) -> bool {
-        let slot = self.slot_of(self.next_seq);
-        self.kept.len() < self.slots as usize && !self.lingering.iter().any(|(_, s)| *s == slot)
+        let lingers = |(_, slot): &(u64, u32)| *slot == self.next_slot;
+        self.kept.len() < self.slots as usize && !self.lingering.iter().any(lingers)
     }
 
     /// Whether so many segments wait for an acknowledgement that even one that carries only
@@ -433,7 +446,7 @@ impl Outgoing {
             false => UnitBuf::units_for(bytes),
         };
         let data = pool.keep(buf, bytes, units, whole);
-        self.next_seq = seq.next();
+        self.take_number();
         self.unwritten += 1;
         self.sealed_at = Some(now);
         let fins = core::mem::take(&mut self.builder_fins);
@@ -464,37 +477,29 @@ impl Outgoing {
             && self.has_slot()
     }
 
-    /// Numbers a segment past the one that is being filled, and counts it as written: `seal` fills its bytes. The segment,
-    /// and the slot of the one behind it.
+    /// Numbers a segment past the one that is being filled, and counts it as written: the front `bytes` of `data`, sealed
+    /// with the number behind [`Outgoing::last_seq`]. These, and the slot of the one behind it.
     pub(crate) fn pass(
         &mut self,
         now: Time,
-        pool: &mut Pool,
+        data: Arc<UnitBuf>,
         bytes: usize,
         rewrite: Duration,
-        seal: impl FnOnce(&mut [u8], Seq),
     ) -> (&[u8], u32) {
-        let seq = self.next_seq;
-        let units = UnitBuf::units_for(bytes);
-        let mut data = pool.take_boxed(units);
-        if let Some(buf) = Arc::get_mut(&mut data) {
-            seal(&mut buf.bytes_mut()[..bytes], seq);
-        }
-        self.next_seq = seq.next();
+        let seq = self.take_number();
         self.sealed_at = Some(now);
-        let next = self.slot_of(self.next_seq);
         self.kept.push_back(Kept {
             seq,
             data,
-            units,
+            units: UnitBuf::units_for(bytes),
             bytes,
             wants_ack: true,
             writing: None,
             again_at: now + rewrite,
             tries: 1,
         });
-        let data = self.kept.back().map(|kept| &kept.data.bytes()[..bytes]);
-        (data.unwrap_or_default(), next)
+        let kept = self.kept.back().map(|kept| &kept.data.bytes()[..bytes]);
+        (kept.unwrap_or_default(), self.next_slot)
     }
 
     /// The storage has refused what was numbered last.

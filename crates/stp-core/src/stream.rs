@@ -226,6 +226,14 @@ impl Stream {
     }
 }
 
+fn place_of(id: StreamId) -> usize {
+    id.0 as u32 as usize
+}
+
+fn tenant_of(id: StreamId) -> u32 {
+    (id.0 >> 32) as u32
+}
+
 /// All streams of a node. A handle's low half is a place, its high half counts the place's tenants.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
@@ -249,25 +257,21 @@ impl Streams {
         StreamId(u64::from(*tenant) << 32 | u64::from(place))
     }
 
-    fn place(&self, id: StreamId) -> Option<usize> {
-        let place = (id.0 & u64::from(u32::MAX)) as usize;
-        let (tenant, slot) = self.slots.get(place)?;
-        (u64::from(*tenant) == id.0 >> 32 && slot.is_some()).then_some(place)
-    }
-
     pub(crate) fn get(&self, id: StreamId) -> Option<&Stream> {
-        self.slots[self.place(id)?].1.as_ref()
+        let (tenant, stream) = self.slots.get(place_of(id))?;
+        stream.as_ref().filter(|_| *tenant == tenant_of(id))
     }
 
     pub(crate) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
-        let place = self.place(id)?;
-        self.slots[place].1.as_mut()
+        let (tenant, stream) = self.slots.get_mut(place_of(id))?;
+        stream.as_mut().filter(|_| *tenant == tenant_of(id))
     }
 
     pub(crate) fn remove(&mut self, id: StreamId) -> Option<Stream> {
-        let place = self.place(id)?;
-        self.free.push(place as u32);
-        self.slots[place].1.take()
+        let (tenant, slot) = self.slots.get_mut(place_of(id))?;
+        let stream = slot.take_if(|_| *tenant == tenant_of(id))?;
+        self.free.push(place_of(id) as u32);
+        Some(stream)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (StreamId, &Stream)> {

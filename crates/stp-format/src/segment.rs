@@ -566,7 +566,9 @@ impl LonePiece {
         let end = FIRST_BYTES_AT + bytes.len();
         segment[SEGMENT_HEAD_BYTES..FIRST_BYTES_AT].copy_from_slice(frame.as_bytes());
         segment[FIRST_BYTES_AT..end].copy_from_slice(bytes);
-        segment[end..].fill(0);
+        if end < segment.len() {
+            segment[end..].fill(0);
+        }
         put_head(segment, volume, info, 1);
     }
 

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use stp_format::{Geometry, Place, SeatId, UNIT_BYTES, UnitBuf};
+use stp_format::{Geometry, Place, Ring, SeatId, UNIT_BYTES, UnitBuf};
 
 /// Atomics under one name: a test puts others in their place.
 mod sync {
@@ -227,22 +227,27 @@ pub trait Memory: Send + Sync {
     fn spot(&self, place: Place) -> Option<Spot>;
 
     /// A word of a slot, as others write it: to be looked at until it changes. `None` outside the slot.
-    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64>;
+    fn word(&self, spot: &Spot, at: usize) -> Option<&AtomicU64>;
 
     /// Copies from a slot, from its byte `at` on.
-    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> std::io::Result<()>;
+    fn read(&self, spot: &Spot, at: usize, into: &mut [u8]) -> std::io::Result<()>;
 
     /// The front of a slot will soon be written: whatever makes that fast may be done now. It changes nothing.
-    fn prepare(&self, spot: Spot, len: usize);
+    fn prepare(&self, spot: &Spot, len: usize);
 
     /// Copies to the front of a slot. Whoever sees the word of [`stp_format::segment::SEGMENT_SEQ_AT`] sees all of it.
-    fn write(&self, spot: Spot, bytes: &[u8]) -> std::io::Result<()>;
+    fn write(&self, spot: &Spot, bytes: &[u8]) -> std::io::Result<()>;
 }
 
 /// A slot's place in memory: found once, used for each copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spot {
-    place: Place,
+    seat: SeatId,
+    ring: Ring,
+    slot: u32,
+    skip: u32,
+    /// Slots of the ring.
+    slots: u32,
     offset: u64,
     room_bytes: usize,
 }
@@ -250,20 +255,58 @@ pub struct Spot {
 impl Spot {
     /// Where a slot lies on a volume of these measures.
     pub fn of(geometry: &Geometry, place: Place) -> Option<Self> {
-        let Place::Slot { ring, skip, .. } = place else {
+        let Place::Slot {
+            seat,
+            ring,
+            slot,
+            skip,
+        } = place
+        else {
             return None;
         };
         let units = usize::from(ring.slot_units).checked_sub(skip as usize)?;
         Some(Self {
-            place,
+            seat,
+            ring,
+            slot,
+            skip,
+            slots: geometry.ring_slots(ring),
             offset: geometry.offset(place, units)?,
             room_bytes: units * UNIT_BYTES,
         })
     }
 
+    /// Makes it the spot of `place`, if that is a slot of the same ring: cheaper than [`Spot::of`].
+    pub fn step_to(&mut self, place: Place) -> bool {
+        match place {
+            Place::Slot {
+                seat,
+                ring,
+                slot,
+                skip,
+            } if seat == self.seat
+                && ring == self.ring
+                && skip == self.skip
+                && slot < self.slots =>
+            {
+                let stride = u64::from(ring.slot_units) * UNIT_BYTES as u64;
+                let first = self.offset - u64::from(self.slot) * stride;
+                self.offset = first + u64::from(slot) * stride;
+                self.slot = slot;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Which slot.
     pub fn place(&self) -> Place {
-        self.place
+        Place::Slot {
+            seat: self.seat,
+            ring: self.ring,
+            slot: self.slot,
+            skip: self.skip,
+        }
     }
 
     /// The byte offset on the volume of `len` bytes of the slot from its byte `at` on, if they lie in it and are whole

@@ -240,10 +240,9 @@ struct Slots {
 }
 
 impl Slots {
-    /// Where `len` bytes of a slot begin, from its byte `at` on.
-    fn offset(&self, spot: Spot, at: usize, len: usize) -> Option<usize> {
-        let offset = spot.offset(at, len)?;
-        self.map.holds(offset, len).then_some(offset as usize)
+    /// The words of `len` bytes of a slot, from its byte `at` on.
+    fn words(&self, spot: &Spot, at: usize, len: usize) -> Option<&[AtomicU64]> {
+        self.map.find_words(spot.offset(at, len)?, len)
     }
 }
 
@@ -252,29 +251,28 @@ impl Memory for Slots {
         Spot::of(&self.geometry, place)
     }
 
-    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64> {
-        let offset = self.offset(spot, at, WORD_BYTES)?;
-        self.map.words(offset, WORD_BYTES).first()
+    fn word(&self, spot: &Spot, at: usize) -> Option<&AtomicU64> {
+        self.words(spot, at, WORD_BYTES)?.first()
     }
 
-    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
-        let offset = self.offset(spot, at, into.len()).ok_or_else(outside)?;
-        self.map.copy_out(offset, into);
+    fn read(&self, spot: &Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
+        let words = self.words(spot, at, into.len()).ok_or_else(outside)?;
+        take_out(words, into);
         Ok(())
     }
 
-    fn prepare(&self, spot: Spot, len: usize) {
-        if let Some(offset) = self.offset(spot, 0, len) {
-            self.map.want_to_write(offset, len);
+    fn prepare(&self, spot: &Spot, len: usize) {
+        if let Some(words) = self.words(spot, 0, len) {
+            want_to_write(words);
         }
     }
 
-    fn write(&self, spot: Spot, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, spot: &Spot, bytes: &[u8]) -> io::Result<()> {
         if self.writable == Writable::No {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        let offset = self.offset(spot, 0, bytes.len()).ok_or_else(outside)?;
-        self.map.copy_in(offset, bytes);
+        let words = self.words(spot, 0, bytes.len()).ok_or_else(outside)?;
+        put_segment(words, bytes);
         Ok(())
     }
 }
@@ -377,67 +375,85 @@ impl Map {
             .is_some_and(|end| end <= self.len as u64)
     }
 
-    /// The words of a byte range whose bounds are multiples of the word.
-    fn words(&self, offset: usize, len: usize) -> &[AtomicU64] {
-        assert!(offset.is_multiple_of(WORD_BYTES) && self.holds(offset as u64, len));
+    /// The words of a byte range whose bounds are multiples of the word; `None` if it does not lie in the map.
+    #[inline]
+    fn find_words(&self, offset: u64, len: usize) -> Option<&[AtomicU64]> {
+        if !offset.is_multiple_of(WORD_BYTES as u64) || !self.holds(offset, len) {
+            return None;
+        }
+        let offset = offset as usize;
         self.populate(offset, len);
         // SAFETY: the range was checked to lie in the map, whose start is page-aligned; the map lives as long as
         // `self`. All accesses of this program are atomic and of this size; writes of other processes are
         // outside its memory model and can give any value, which an integer may have.
-        unsafe {
+        Some(unsafe {
             let start = self.start.as_ptr().add(offset).cast();
             std::slice::from_raw_parts(start, len / WORD_BYTES)
-        }
+        })
     }
 
-    /// Asks for the lines of a range as this processor's own: a store waits for each of them otherwise, one after the
-    /// other.
-    fn want_to_write(&self, offset: usize, len: usize) {
-        let words = self.words(offset, len);
-        #[cfg(target_arch = "x86_64")]
-        for line in words.chunks(LINE_WORDS) {
-            // SAFETY: a hint about memory of the map, which it does not change.
-            unsafe {
-                std::arch::asm!(
-                    "prefetchw [{}]",
-                    in(reg) line.as_ptr(),
-                    options(nostack, preserves_flags, readonly)
-                );
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = words;
+    /// As [`Map::find_words`], of a range that is known to lie in the map.
+    fn words(&self, offset: usize, len: usize) -> &[AtomicU64] {
+        let words = self.find_words(offset as u64, len);
+        words.expect("a range of words that lies in the map")
     }
 
     pub(crate) fn copy_out(&self, offset: usize, into: &mut [u8]) {
-        let words = self.words(offset, into.len());
-        #[cfg(target_arch = "x86_64")]
-        if into.len() >= STRING_BYTES && is_clear(words.as_ptr().addr(), into.as_ptr().addr()) {
-            // SAFETY: both ranges have this length, and they do not overlap: one is the map's, the other the caller's.
-            // What others write meanwhile gives mixed bytes, as word by word; nothing is assumed of them.
-            unsafe { copy_string(words.as_ptr().cast(), into.as_mut_ptr(), into.len()) };
-            // As `words::copy_out` has it.
-            fence(Ordering::Acquire);
-            return;
-        }
-        words::copy_out(words, into);
+        take_out(self.words(offset, into.len()), into);
     }
 
     pub(crate) fn copy_in(&self, offset: usize, from: &[u8]) {
-        let words = self.words(offset, from.len());
-        if from.len() < SEGMENT_HEAD_BYTES {
-            return words::copy_in(words, from);
-        }
-        let (head_words, body_words) = words.split_at(SEGMENT_HEAD_BYTES / WORD_BYTES);
-        let (head, body) = from.split_at(SEGMENT_HEAD_BYTES);
-        put_in(body_words, body);
-        let number = SEGMENT_SEQ_AT / WORD_BYTES;
-        words::store(&head_words[..number], &head[..SEGMENT_SEQ_AT]);
-        let behind = SEGMENT_SEQ_AT + WORD_BYTES;
-        words::store(&head_words[number + 1..], &head[behind..]);
-        // Who sees the number, with `Acquire`, sees what it belongs to.
-        words::copy_in(&head_words[number..=number], &head[SEGMENT_SEQ_AT..behind]);
+        put_segment(self.words(offset, from.len()), from);
     }
+}
+
+/// Asks for the lines of a range as this processor's own: a store waits for each of them otherwise, one after the
+/// other.
+fn want_to_write(words: &[AtomicU64]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in words.chunks(LINE_WORDS) {
+        // SAFETY: a hint about memory of the map, which it does not change.
+        unsafe {
+            std::arch::asm!(
+                "prefetchw [{}]",
+                in(reg) line.as_ptr(),
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = words;
+}
+
+/// As [`words::copy_out`].
+fn take_out(words: &[AtomicU64], into: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if into.len() >= STRING_BYTES && is_clear(words.as_ptr().addr(), into.as_ptr().addr()) {
+        assert!(words.len() * WORD_BYTES >= into.len());
+        // SAFETY: both ranges have this length (asserted), and they do not overlap: one is the map's, the other the
+        // caller's. What others write meanwhile gives mixed bytes, as word by word; nothing is assumed of them.
+        unsafe { copy_string(words.as_ptr().cast(), into.as_mut_ptr(), into.len()) };
+        // As `words::copy_out` has it.
+        fence(Ordering::Acquire);
+        return;
+    }
+    words::copy_out(words, into);
+}
+
+/// Copies what may be a segment, its number last.
+fn put_segment(words: &[AtomicU64], from: &[u8]) {
+    if from.len() < SEGMENT_HEAD_BYTES {
+        return words::copy_in(words, from);
+    }
+    let (head_words, body_words) = words.split_at(SEGMENT_HEAD_BYTES / WORD_BYTES);
+    let (head, body) = from.split_at(SEGMENT_HEAD_BYTES);
+    put_in(body_words, body);
+    let number = SEGMENT_SEQ_AT / WORD_BYTES;
+    words::store(&head_words[..number], &head[..SEGMENT_SEQ_AT]);
+    let behind = SEGMENT_SEQ_AT + WORD_BYTES;
+    words::store(&head_words[number + 1..], &head[behind..]);
+    // Who sees the number, with `Acquire`, sees what it belongs to.
+    words::copy_in(&head_words[number..=number], &head[SEGMENT_SEQ_AT..behind]);
 }
 
 /// Whether a string copy is fast: not where each store seems to hit what is about to be loaded, by the low bits of their

@@ -41,6 +41,37 @@ fn volume() -> Option<(tempfile::TempDir, std::path::PathBuf)> {
 }
 
 #[test]
+fn a_step_leads_where_a_search_does() {
+    let geometry = Geometry::plan(VOLUME_BYTES, 2).unwrap();
+    let ring = geometry.ring(0, geometry.extents);
+    let slots = geometry.ring_slots(ring);
+    let mut spot = Spot::of(&geometry, slot(0)).unwrap();
+    for to in (0..slots).chain([0, slots - 1, 1, 1]) {
+        assert!(spot.step_to(slot(to)));
+        assert_eq!(Some(spot), Spot::of(&geometry, slot(to)));
+    }
+    let here = spot;
+    let shorter = geometry.ring(0, geometry.extents - 1);
+    let elsewhere = [
+        (SeatId(1), ring, 0, 0),
+        (SeatId(0), shorter, 0, 0),
+        (SeatId(0), ring, slots, 0),
+        (SeatId(0), ring, 0, 1),
+    ];
+    for (seat, ring, slot, skip) in elsewhere {
+        let place = Place::Slot {
+            seat,
+            ring,
+            slot,
+            skip,
+        };
+        assert!(!spot.step_to(place), "{place:?}");
+    }
+    assert!(!spot.step_to(Place::Superblock { copy: 0 }));
+    assert_eq!(spot, here);
+}
+
+#[test]
 fn what_is_copied_in_is_what_a_transfer_finds() {
     let Some((_dir, path)) = volume() else { return };
     let mut one = medium(&path, Access::ReadWrite);
@@ -54,11 +85,11 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
         .enumerate()
     {
         let bytes: Vec<u8> = (0..len).map(|at| (at * 7 + number + 1) as u8).collect();
-        memory.prepare(spot, len);
-        memory.write(spot, &bytes).unwrap();
+        memory.prepare(&spot, len);
+        memory.write(&spot, &bytes).unwrap();
         // A buffer at any place of its page.
         let mut found = vec![0; len];
-        theirs.read(spot, 0, &mut found).unwrap();
+        theirs.read(&spot, 0, &mut found).unwrap();
         assert!(found == bytes, "{len} bytes");
         let place = slot(1);
         let buf = UnitBuf::zeroed(UnitBuf::units_for(len));
@@ -68,7 +99,7 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
         assert!(buf.bytes()[..len] == bytes, "{len} bytes by a transfer");
         if len > SEGMENT_SEQ_AT {
             let word = theirs
-                .word(spot, SEGMENT_SEQ_AT)
+                .word(&spot, SEGMENT_SEQ_AT)
                 .unwrap()
                 .load(Ordering::Acquire);
             assert_eq!(
@@ -77,7 +108,7 @@ fn what_is_copied_in_is_what_a_transfer_finds() {
             );
         }
         let mut tail = [0; 8];
-        theirs.read(spot, len - 8, &mut tail).unwrap();
+        theirs.read(&spot, len - 8, &mut tail).unwrap();
         assert_eq!(tail, bytes[len - 8..]);
     }
 }
@@ -105,21 +136,23 @@ fn nothing_is_reached_outside_the_volume_or_written_where_nobody_may() {
         skip: 0,
     };
     let foreign = Spot::of(&larger, place).unwrap();
-    assert!(memory.word(foreign, 0).is_none());
-    let refused = memory.read(foreign, 0, &mut [0; 64]).unwrap_err();
+    // Nor by a step from one that is within.
+    assert!(!memory.spot(slot(0)).unwrap().step_to(place));
+    assert!(memory.word(&foreign, 0).is_none());
+    let refused = memory.read(&foreign, 0, &mut [0; 64]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
-    let refused = memory.write(foreign, &[0; 64]).unwrap_err();
+    let refused = memory.write(&foreign, &[0; 64]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
-    memory.prepare(foreign, 64);
+    memory.prepare(&foreign, 64);
     // Neither beyond a slot's end nor in the middle of a word.
     let spot = memory.spot(slot(0)).unwrap();
-    assert!(memory.write(spot, &vec![0; 1 << 20]).is_err());
-    assert!(memory.read(spot, usize::MAX - 7, &mut [0; 8]).is_err());
-    assert!(memory.write(spot, &[0; 12]).is_err());
-    assert!(memory.word(spot, 4).is_none());
+    assert!(memory.write(&spot, &vec![0; 1 << 20]).is_err());
+    assert!(memory.read(&spot, usize::MAX - 7, &mut [0; 8]).is_err());
+    assert!(memory.write(&spot, &[0; 12]).is_err());
+    assert!(memory.word(&spot, 4).is_none());
     assert!(memory.spot(Place::Superblock { copy: 0 }).is_none());
     let memory = medium(&path, Access::Read).memory().unwrap();
-    let refused = memory.write(spot, &[0; 64]).unwrap_err();
+    let refused = memory.write(&spot, &[0; 64]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
 }
 

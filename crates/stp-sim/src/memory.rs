@@ -301,14 +301,14 @@ impl SimMemory {
         }
     }
 
-    fn copy_out(&self, disk: &mut Disk, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
+    fn copy_out(&self, disk: &mut Disk, spot: &Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
         let offset = spot.offset(at, into.len());
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
         disk.copy_out(self.handle, offset, into)
     }
 
     /// The last segment again, under the number of the one that is there.
-    fn doubled(&self, disk: &mut Disk, spot: Spot) -> Option<Vec<u8>> {
+    fn doubled(&self, disk: &mut Disk, spot: &Spot) -> Option<Vec<u8>> {
         let mut head = [0; SEGMENT_HEAD_BYTES];
         self.copy_out(disk, spot, 0, &mut head).ok()?;
         let (_, length) = peek_segment(&head, VOLUME).ok()?;
@@ -355,7 +355,7 @@ impl Memory for SimMemory {
         Spot::of(&self.disk.lock().geometry, place)
     }
 
-    fn word(&self, spot: Spot, at: usize) -> Option<&AtomicU64> {
+    fn word(&self, spot: &Spot, at: usize) -> Option<&AtomicU64> {
         let mut word = [0; WORD_BYTES];
         let mut disk = self.disk.lock();
         self.copy_out(&mut disk, spot, at, &mut word).ok()?;
@@ -364,7 +364,7 @@ impl Memory for SimMemory {
         Some(&self.looked)
     }
 
-    fn read(&self, spot: Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
+    fn read(&self, spot: &Spot, at: usize, into: &mut [u8]) -> io::Result<()> {
         let mut disk = self.disk.lock();
         if at == 0 {
             disk.figures.hot_reads += 1;
@@ -380,9 +380,9 @@ impl Memory for SimMemory {
         self.copy_out(&mut disk, spot, at, into)
     }
 
-    fn prepare(&self, _spot: Spot, _len: usize) {}
+    fn prepare(&self, _spot: &Spot, _len: usize) {}
 
-    fn write(&self, spot: Spot, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, spot: &Spot, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.disk.lock();
         let units = UnitBuf::units_for(bytes.len());
         let place = spot.place();

@@ -99,19 +99,22 @@ impl Node {
         self.counters.sent_bytes += bytes.len() as u64;
         self.counters.writes += 1;
         self.counters.written_units += UnitBuf::units_for(len) as u64;
-        let ring = outgoing.ring();
-        let seal = |segment: &mut [u8], seq| {
+        let mut data = self.pool.take_boxed(UnitBuf::units_for(len));
+        if let Some(buf) = Arc::get_mut(&mut data) {
+            let seq = outgoing.last_seq().next();
             let info = SegmentInfo { seq, ..head };
+            let segment = &mut buf.bytes_mut()[..len];
             LonePiece::seal(segment, volume, &info, key, offset, bytes);
-        };
-        let (_, slot) = outgoing.next_slot();
-        let (bytes, next) = outgoing.pass(now, &mut self.pool, len, timings.rewrite, seal);
+        }
+        let seat = self.seat;
+        let (ring, slot) = outgoing.next_slot();
         let place = |slot| Place::Slot {
-            seat: self.seat,
+            seat,
             ring,
             slot,
             skip: 0,
         };
+        let (bytes, next) = outgoing.pass(now, data, len, timings.rewrite);
         Some(PieceIo {
             place: place(slot),
             bytes,
@@ -145,7 +148,7 @@ impl Node {
         let place = Place::Slot {
             seat: SeatId(seat as u16),
             ring: incoming.ring(),
-            slot: incoming.slot_of(seq),
+            slot: incoming.next_slot(),
             skip: 0,
         };
         Some((place, seq))
@@ -201,9 +204,11 @@ impl Node {
         self.count_read(units);
         let link = &mut self.links[seat];
         let acks_mine = piece.info.acked_epoch == link.my_epoch;
-        if let Some(incoming) = &mut link.incoming {
-            incoming.pass(now, units, piece.info.wants_ack);
-        }
+        let Some(incoming) = &mut link.incoming else {
+            return;
+        };
+        incoming.pass(now, units, piece.info.wants_ack);
+        let is_more_read = incoming.has_head();
         if let Some(stream) = self.streams.get_mut(id) {
             stream.recv_next += piece.bytes as u64;
             self.counters.received_bytes += piece.bytes as u64;
@@ -215,7 +220,11 @@ impl Node {
             false => Ok(()),
         };
         // What was read ahead of it comes next.
-        if let Err(broken) = acked.and_then(|()| self.take_in(now, seat)) {
+        let taken_in = acked.and_then(|()| match is_more_read {
+            true => self.take_in(now, seat),
+            false => Ok(()),
+        });
+        if let Err(broken) = taken_in {
             self.cut_off(now, seat, broken);
         }
     }

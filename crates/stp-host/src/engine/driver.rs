@@ -15,6 +15,7 @@ mod moves;
 mod openings;
 mod storage;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ use super::error::connect_failure;
 use super::gifts::Gifts;
 use super::local::{LocalSide, Pulled, Pushed};
 use super::moves::{Moves, fill};
-use super::numbers::NumberMap;
+use super::numbers::{NumberMap, StreamMap};
 use super::ports::{Ports, WAIT_MAX, Waiting};
 use super::verdict::{Ending, Verdicts};
 use crate::control::{ConnectFailure, Connected, StreamToken};
@@ -118,8 +119,11 @@ pub struct Driver<M: Medium + ?Sized, C: Clock, L: LocalSide> {
     node: Node,
     clock: C,
     local: L,
-    streams: NumberMap<StreamId, Stream<L::Socket>>,
+    streams: StreamMap<Stream<L::Socket>>,
+    /// Each stream by its `token`.
     by_token: NumberMap<StreamToken, StreamId>,
+    /// The stream that was last asked for by its token.
+    last_asked: Cell<StreamId>,
     openings: BTreeMap<StreamId, Opening<L::Socket>>,
     /// None of them is given up before.
     give_up_at: Option<Time>,
@@ -164,8 +168,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             node,
             clock,
             local,
-            streams: NumberMap::default(),
+            streams: StreamMap::default(),
             by_token: NumberMap::default(),
+            last_asked: Cell::new(StreamId(0)),
             openings: BTreeMap::new(),
             give_up_at: None,
             ports: Ports::new(),
@@ -334,7 +339,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Command::Join { token, socket } => self.join(now, token, socket),
             Command::Cancel { ticket } => self.cancel(now, ticket),
             Command::Abort { token } => {
-                if let Some(&id) = self.by_token.get(&token) {
+                if let Some(id) = self.id_of(token) {
                     self.node.reset(now, id, ResetReason::Aborted);
                     self.forget(id, Some(Ending::Reset(ResetReason::Aborted)));
                 }

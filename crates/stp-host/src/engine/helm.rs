@@ -348,9 +348,15 @@ impl Helm {
 
     /// The engine, unless another program's thread drives it or the engine's does not make room.
     fn enter(&self) -> Option<MutexGuard<'_, Option<Core>>> {
-        if let Ok(guard) = self.core.try_lock() {
-            return Some(guard);
+        match self.core.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(_) => self.enter_late(),
         }
+    }
+
+    /// As [`Helm::enter`], when it is held.
+    #[cold]
+    fn enter_late(&self) -> Option<MutexGuard<'_, Option<Core>>> {
         self.wanted.fetch_add(1, Ordering::Relaxed);
         let mut entered = None;
         let entries = match self.crowded.load(Ordering::Relaxed) {

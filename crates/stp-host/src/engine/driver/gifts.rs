@@ -29,7 +29,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         if !matches!(self.phase, Phase::Running) {
             return; // dropping the replies says it
         }
-        let stream = self.by_token.get(&offer.token).copied();
+        let stream = self.id_of(offer.token);
         let refused = if self.gifts.standing.len() >= GIFTS_MAX {
             Some(GiftError::TooMany)
         } else if !self.verdicts.is_known(offer.token) {

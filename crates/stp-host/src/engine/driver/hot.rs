@@ -47,6 +47,8 @@ pub(super) struct Hot {
     /// Where the segment was last looked for, and where the next one goes: a place is found once.
     awaited: Option<Spot>,
     next: Option<Spot>,
+    /// The last look found the segment there: the next thing is to read it.
+    found: bool,
 }
 
 impl Hot {
@@ -59,6 +61,7 @@ impl Hot {
             looked: false,
             awaited: None,
             next: None,
+            found: false,
         }
     }
 
@@ -68,8 +71,8 @@ impl Hot {
         self.memory.is_some() && stepped.is_some_and(|at| now.since(at) < STEP_APART)
     }
 
-    /// Where the next segment of a stream's peer is, once it is there, of which so many looks are to tell.
-    fn look_for(&mut self, node: &Node, id: StreamId, looks: u32) -> Option<Option<Spot>> {
+    /// Whether the next segment of a stream's peer is there, by so many looks; then `awaited` is where.
+    fn look_for(&mut self, node: &Node, id: StreamId, looks: u32) -> Option<bool> {
         let (place, seq) = node.awaited(id)?;
         let memory = self.memory.as_ref()?;
         let spot = find(&mut self.awaited, &**memory, place)?;
@@ -78,11 +81,11 @@ impl Hot {
         for _ in 0..looks {
             // The other end: the copy that stores the number last.
             if word.load(Ordering::Acquire) == seq {
-                return Some(Some(spot));
+                return Some(true);
             }
             std::hint::spin_loop();
         }
-        Some(None)
+        Some(false)
     }
 
     /// Copies the next segment of a stream's peer straight into the program's memory, if it is there, fits, and is nothing
@@ -95,7 +98,11 @@ impl Hot {
         id: StreamId,
         into: &mut [u8],
     ) -> Option<usize> {
-        let spot = self.look_for(node, id, 1)??;
+        // What was found is not looked for again. If it was another stream's, or is taken in by now, its front says so.
+        if !std::mem::take(&mut self.found) && !self.look_for(node, id, 1)? {
+            return None;
+        }
+        let spot = self.awaited.as_ref()?;
         let memory = self.memory.as_ref()?;
         let mut front = [0; FRONT_BYTES];
         memory.read(spot, 0, &mut front).ok()?;
@@ -140,12 +147,12 @@ impl Hot {
     }
 }
 
-/// Where a place lies, which was perhaps found before.
-fn find(known: &mut Option<Spot>, memory: &dyn Memory, place: Place) -> Option<Spot> {
-    if known.is_none_or(|known| known.place() != place) {
+/// Where a place lies: mostly where the last one lay, or beside it.
+fn find<'a>(known: &'a mut Option<Spot>, memory: &dyn Memory, place: Place) -> Option<&'a Spot> {
+    if !known.as_mut().is_some_and(|spot| spot.step_to(place)) {
         *known = memory.spot(place);
     }
-    *known
+    known.as_ref()
 }
 
 impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
@@ -177,7 +184,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// The stream with this token.
     pub fn id_of(&self, token: StreamToken) -> Option<StreamId> {
-        self.by_token.get(&token).copied()
+        let last = self.last_asked.get();
+        let known = self.streams.get(&last);
+        if known.is_some_and(|stream| stream.token == token) {
+            return Some(last);
+        }
+        let id = *self.by_token.get(&token)?;
+        self.last_asked.set(id);
+        Some(id)
     }
 
     /// Takes as many of the bytes that a program writes as have room, which go out by themselves as long as no whole step is
@@ -189,6 +203,10 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let Some(id) = self.id_of(write.token) else {
             return 0;
         };
+        if self.is_hot(now) && self.put_piece(now, id, write) {
+            self.read_acks_hot(now, id);
+            return write.bytes.len();
+        }
         self.read_acks_hot(now, id);
         let mut done = 0;
         while done < write.bytes.len() && self.is_hot(now) {
@@ -248,6 +266,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         let Some(id) = self.id_of(token) else {
             return false;
         };
+        if !self.node.is_write_due(now, id) {
+            return self.node.is_take_due(id);
+        }
         if self.is_hot(now) {
             self.write_hot(now, id);
         }
@@ -256,7 +277,9 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Looks for the next segment of a stream's peer, `looks` times; `None` if it cannot be looked for in this way.
     pub fn watch_hot(&mut self, id: StreamId, looks: u32) -> Option<bool> {
-        Some(self.hot.look_for(&self.node, id, looks)?.is_some())
+        let found = self.hot.look_for(&self.node, id, looks);
+        self.hot.found = found == Some(true);
+        found
     }
 
     /// Takes in what acknowledges the segments of a stream's link, if many of them wait for that.
@@ -268,13 +291,14 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Moves what has arrived for a stream, or is there next, into the program's memory.
     pub(super) fn take_hot(&mut self, now: Time, id: StreamId, into: &mut [u8]) -> usize {
-        match self.node.take(now, id, into) {
-            0 if self.is_hot(now) => {
-                let read = self.hot.read_past(&mut self.node, now, id, into);
-                read.unwrap_or(0)
-            }
-            taken => taken,
+        if self.node.has_unread(id) {
+            return self.node.take(now, id, into);
         }
+        if !self.is_hot(now) {
+            return 0;
+        }
+        let read = self.hot.read_past(&mut self.node, now, id, into);
+        read.unwrap_or(0)
     }
 
     /// Takes in the next segment of a stream's peer, which is there.
@@ -310,7 +334,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 /// As much of a segment as means anything; of one that does not fit, the head.
 fn fetch(
     memory: &dyn Memory,
-    spot: Option<Spot>,
+    spot: Option<&Spot>,
     volume: VolumeId,
     buf: &mut UnitBuf,
 ) -> std::io::Result<()> {

@@ -127,7 +127,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             Some(taken) => taken,
             None => return Put::Refused,
         };
-        let stream = self.by_token.get(&token).copied();
+        let stream = self.id_of(token);
         let Some((id, stream)) = stream.and_then(|id| Some((id, self.streams.get_mut(&id)?)))
         else {
             return Put::Refused;
@@ -145,7 +145,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// As [`Driver::put`], but nobody is told when there is room: how many were taken. `None`: by the socket.
     pub fn put_some(&mut self, now: Time, write: Write<'_>) -> Option<usize> {
-        let &id = self.by_token.get(&write.token)?;
+        let id = self.id_of(write.token)?;
         match self.way_from(now, id, write.written) {
             Way::Free => Some(self.node.put(now, id, write.bytes)),
             Way::Behind => Some(0),
@@ -207,7 +207,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
         into: &mut [u8],
         socket: &mut dyn FnMut(&mut [u8]) -> bool,
     ) -> Got {
-        let known = self.by_token.get(&token).copied();
+        let known = self.id_of(token);
         let Some((id, stream)) = known.and_then(|id| Some((id, self.streams.get_mut(&id)?))) else {
             // It has come to its end.
             return match socket(into) {
@@ -240,7 +240,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             written,
             read,
         } = close;
-        let Some(&id) = self.by_token.get(&token) else {
+        let Some(id) = self.id_of(token) else {
             return;
         };
         if !self.verdicts.is_marked(token) {
@@ -279,15 +279,15 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
     }
 
     fn reader_is(&mut self, token: StreamToken, reader: Reader) -> Option<StreamId> {
-        let id = *self.by_token.get(&token)?;
+        let id = self.id_of(token)?;
         self.streams.get_mut(&id)?.lane.reader = reader;
         Some(id)
     }
 
     /// Whether a step is due for the sake of a stream whose bytes went past its socket.
     pub fn is_step_due(&self, token: StreamToken) -> bool {
-        let id = self.by_token.get(&token);
-        id.is_some_and(|id| self.is_step_due_for(*id))
+        let id = self.id_of(token);
+        id.is_some_and(|id| self.is_step_due_for(id))
     }
 
     pub(super) fn is_step_due_for(&self, id: StreamId) -> bool {
@@ -296,7 +296,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// Puts what is kept of a stream into its socket; `from_now_on`: nothing is kept any more.
     pub fn publish(&mut self, token: StreamToken, from_now_on: bool) {
-        let Some(&id) = self.by_token.get(&token) else {
+        let Some(id) = self.id_of(token) else {
             return;
         };
         if let Some(stream) = self.streams.get_mut(&id) {

@@ -92,7 +92,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
 
     /// A program's socket joins its stream, which was opened without it.
     pub(super) fn join(&mut self, now: Time, token: StreamToken, socket: L::Socket) {
-        let found = self.by_token.get(&token).copied();
+        let found = self.id_of(token);
         let Some(stream) = found.and_then(|id| self.streams.get_mut(&id)) else {
             // It was reset meanwhile: the program shall see that.
             self.local.close(socket, false);
