@@ -468,10 +468,12 @@ fn groups_of_one_process_share_an_engine() {
     assert!(third.stopped().is_none());
 }
 
-/// Storage that does what it should until it is told to bring down its caller.
+/// Storage that does what it should until it is told to bring down its caller, and whose locks are somebody else's for the
+/// first so many times that one is asked for.
 struct Bomb {
     inner: Local,
     fuse: Arc<AtomicBool>,
+    busy: u32,
 }
 
 impl Medium for Bomb {
@@ -498,6 +500,10 @@ impl Medium for Bomb {
         self.inner.depth()
     }
     fn lock_seat(&mut self, seat: SeatId) -> io::Result<SeatLock> {
+        if let Some(left) = self.busy.checked_sub(1) {
+            self.busy = left;
+            return Ok(SeatLock::Busy);
+        }
         self.inner.lock_seat(seat)
     }
     fn unlock_seat(&mut self, seat: SeatId) {
@@ -517,6 +523,7 @@ fn a_panic_in_the_engine_is_an_error_for_everybody_who_waits() {
     let bomb = Bomb {
         inner: world.store.attach(),
         fuse: Arc::clone(&fuse),
+        busy: 0,
     };
     let config = world.config("alpha", Box::new(bomb));
     let dir = config.dir.clone();
@@ -551,6 +558,22 @@ fn a_second_node_of_a_system_takes_a_seat_of_its_own() {
     let (server, _) = second.accept(&listener);
     client.close();
     server.close();
+}
+
+/// The kernel lets go of a killed program's lock late.
+#[test]
+fn a_seat_that_this_host_had_is_taken_again_when_its_lock_is_free() {
+    let world = World::new();
+    let first = world.host("alpha");
+    let seat = first.engine.seat();
+    first.engine.leave();
+    let late = Bomb {
+        inner: world.store.attach(),
+        fuse: Arc::default(),
+        busy: 3,
+    };
+    let second = start(world.config("alpha", Box::new(late))).unwrap();
+    assert_eq!(second.seat(), seat);
 }
 
 /// A host whose claim was overtaken, or whose seat another took while it stood still, must not go on as

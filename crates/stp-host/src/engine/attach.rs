@@ -20,6 +20,12 @@ use crate::rendezvous::{FileLock, SystemDir};
 /// The longest single wait: a storage without a descriptor is asked again this often.
 const NAP_MAX: Duration = Duration::from_millis(100);
 
+/// How often, in one claim, the storage's lock of a seat is tried again that no process of this host has any more: the kernel keeps
+/// a killed one's until its last transfer has ended. Peers would go on asking that seat for what the next program listens at
+/// until they know that it is dead.
+const LATE_LOOKS: u32 = 100;
+const LATE_PAUSE: Duration = Duration::from_millis(10);
+
 /// A seat that is ours.
 #[derive(Debug)]
 pub struct Attached {
@@ -39,6 +45,7 @@ pub fn attach<M: Medium + ?Sized>(
 ) -> Result<Attached, AttachError> {
     let mut claim = Claim::new(config);
     let mut locks: Vec<(SeatId, FileLock)> = Vec::new();
+    let mut late = LATE_LOOKS;
     loop {
         let now = clock.now();
         while let Some(Completion { id, buf, result }) = medium.poll() {
@@ -68,7 +75,7 @@ pub fn attach<M: Medium + ?Sized>(
                         return Err(AttachError::RunDir { path, source });
                     }
                 },
-                ClaimAsk::LockMedium(seat) => match medium.lock_seat(seat) {
+                ClaimAsk::LockMedium(seat) => match lock_medium(medium, seat, &mut late) {
                     Ok(SeatLock::Held) => ClaimAnswer::Held,
                     Ok(SeatLock::Busy) => ClaimAnswer::Busy,
                     Ok(SeatLock::Unsupported) => ClaimAnswer::Unsupported,
@@ -120,6 +127,22 @@ pub fn attach<M: Medium + ?Sized>(
         }
         let due = claim.poll_timeout().map(|at| at.since(clock.now()));
         nap(medium, due.map_or(NAP_MAX, |due| due.min(NAP_MAX)));
+    }
+}
+
+/// The storage's lock of a seat whose lock on this host is held.
+fn lock_medium<M: Medium + ?Sized>(
+    medium: &mut M,
+    seat: SeatId,
+    late: &mut u32,
+) -> std::io::Result<SeatLock> {
+    loop {
+        let lock = medium.lock_seat(seat)?;
+        if lock != SeatLock::Busy || *late == 0 {
+            return Ok(lock);
+        }
+        *late -= 1;
+        std::thread::sleep(LATE_PAUSE);
     }
 }
 
