@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use stp_core::{IoAction, IoDone, IoFault, Node, PieceIo, StreamId, Time};
 use stp_format::segment::{FIRST_BYTES_AT, SEGMENT_HEAD_BYTES, SEGMENT_SEQ_AT, peek_segment};
-use stp_format::{Place, UNIT_BYTES, UnitBuf, VolumeId};
+use stp_format::{LonePiece, Place, UNIT_BYTES, UnitBuf, VolumeId};
 use stp_medium::{Medium, Memory, Spot};
 
 use super::storage::ERRNO_IO;
@@ -49,6 +49,8 @@ pub(super) struct Hot {
     next: Option<Spot>,
     /// The last look found the segment there: the next thing is to read it.
     found: bool,
+    /// Where a segment is checked whose bytes are copied twice.
+    scratch: Box<[u8]>,
 }
 
 impl Hot {
@@ -62,6 +64,7 @@ impl Hot {
             awaited: None,
             next: None,
             found: false,
+            scratch: vec![0; LonePiece::segment_bytes(PAST_MIN)].into(),
         }
     }
 
@@ -110,7 +113,13 @@ impl Hot {
         let into = into.get_mut(..piece.bytes)?;
         if piece.len <= FRONT_BYTES {
             into.copy_from_slice(piece.bytes_in(&front)?);
-        } else if piece.bytes >= PAST_MIN {
+        } else if piece.bytes < PAST_MIN {
+            let whole = self.scratch.get_mut(..piece.len)?;
+            let (begin, rest) = whole.split_at_mut(FRONT_BYTES);
+            begin.copy_from_slice(&front);
+            memory.read(spot, FRONT_BYTES, rest).ok()?;
+            into.copy_from_slice(piece.bytes_in(whole)?);
+        } else {
             let known = &front[FIRST_BYTES_AT..];
             let (begin, rest) = into.split_at_mut(known.len());
             begin.copy_from_slice(known);
@@ -118,8 +127,6 @@ impl Hot {
             if !piece.is_whole(&front, into) {
                 return None;
             }
-        } else {
-            return None;
         }
         node.handle_piece_of(now, id, &piece);
         self.heed(node, id);
