@@ -2,7 +2,8 @@
 //!
 //! - Nobody else chooses the keys, so spreading them costs one multiplication, and equal runs stay equal.
 //! - A stream's low half is a place that its node gives again and again, so that no more of them are in use than there
-//!   ever were streams at once: found without any spreading.
+//!   ever were streams at once: found without any spreading. The one before has left its place by then: streams are put in
+//!   when the node tells of them, and it tells of an end before it tells of who has the place next.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
