@@ -472,7 +472,7 @@ impl LocalSide for SimLocal {
         end.closed && (end.embryo || end.consumed < end.delivered)
     }
 
-    fn is_drained(&mut self, socket: &SimSocket) -> bool {
+    fn is_drained(&mut self, socket: &mut SimSocket) -> bool {
         let sockets = self.host.lock();
         let end = &sockets.ends[socket.0];
         let open = !end.hostile && !end.shut && !end.closed;

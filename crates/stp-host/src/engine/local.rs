@@ -106,7 +106,7 @@ pub trait LocalSide {
     /// Whether the program, which is gone, left received bytes unread.
     fn has_left_unread(&mut self, socket: &Self::Socket) -> bool;
     /// Whether nothing that the program wrote waits in its socket, and more may come: then its bytes may go past it.
-    fn is_drained(&mut self, _socket: &Self::Socket) -> bool {
+    fn is_drained(&mut self, _socket: &mut Self::Socket) -> bool {
         false
     }
     /// Whether the program can send no more, as of now.

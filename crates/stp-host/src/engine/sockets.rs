@@ -214,9 +214,9 @@ impl HostSockets {
                 Err(Errno::AGAIN | Errno::NOBUFS) if socket.widen() => continue,
                 Err(Errno::AGAIN | Errno::NOBUFS) => Pushed::Bytes(sent),
                 Err(_) if sent > 0 => Pushed::Bytes(sent),
-                Err(_) => {
+                Err(error) => {
                     // A Unix socket whose program is gone may still hold bytes that it sent.
-                    socket.broken = matches!(socket.end, End::Tcp(_));
+                    socket.broken |= matches!(socket.end, End::Tcp(_)) || error == Errno::CONNRESET;
                     Pushed::Broken
                 }
             };
@@ -387,11 +387,13 @@ impl LocalSide for HostSockets {
         seen.is_some_and(|seen| seen.intersects(PollFlags::RDHUP | PollFlags::HUP))
     }
 
-    fn is_drained(&mut self, socket: &HostSocket) -> bool {
+    fn is_drained(&mut self, socket: &mut HostSocket) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let peeked = socket
             .fd()
             .map(|fd| rustix::net::recv(fd, &mut [0; 1], flags));
+        // A peek takes a pending error, too.
+        socket.broken |= matches!(peeked, Some(Err(error)) if error != Errno::AGAIN);
         matches!(peeked, Some(Err(Errno::AGAIN)))
     }
 
@@ -429,7 +431,9 @@ impl LocalSide for HostSockets {
     fn has_left_unread(&mut self, socket: &HostSocket) -> bool {
         match &socket.end {
             // A Unix socket whose peer closes it with bytes unread keeps that as its pending error.
-            End::Unix(fd) => matches!(sockopt::socket_error(fd), Ok(Err(Errno::CONNRESET))),
+            End::Unix(fd) => {
+                socket.broken || matches!(sockopt::socket_error(fd), Ok(Err(Errno::CONNRESET)))
+            }
             End::Tcp(fd) => socket.broken || matches!(sockopt::socket_error(fd), Ok(Err(_))),
             End::Awaited => false,
         }
@@ -602,6 +606,18 @@ mod tests {
             }
             assert_eq!(drain(&mut engine, 8), [Pulled::Bytes(3), Pulled::End]);
         }
+    }
+
+    /// The kernel tells once that a program closed its socket with bytes unread, whoever asks first.
+    #[test]
+    fn what_a_program_left_unread_is_known_after_a_look() {
+        let (program, mut engine) = unix();
+        let mut sockets = sockets();
+        assert_eq!(sockets.send(&mut engine, b"abc"), Pushed::Bytes(3));
+        drop(program);
+        assert!(!sockets.is_drained(&mut engine));
+        assert!(sockets.has_left_unread(&engine));
+        assert_eq!(drain(&mut engine, 8), [Pulled::Broken]);
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl<M: Medium + ?Sized, C: Clock, L: LocalSide> Driver<M, C, L> {
             if stream.is_lane_free(written) {
                 return Way::Free;
             }
-            if self.local.is_drained(&stream.socket) {
+            if self.local.is_drained(&mut stream.socket) {
                 stream.lane.drained_at = Some(written);
                 return Way::Free;
             }
